@@ -1,0 +1,188 @@
+"""What can go wrong, in domain words.
+
+The core and the rooms raise a `ServingError`; each dialect turns its kind (or its class, where one wire
+tells apart what the kind does not) into that wire's status and body. No HTTP or gRPC number lives here,
+with one exception: `ModelError.code` is what the *handler* chose, and the handler speaks HTTP statuses.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ErrorKind(enum.Enum):
+    """Whose fault a failure is and what a client can do about it."""
+
+    INVALID_ARGUMENT = "invalid_argument"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    CONFLICT = "conflict"
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    OUT_OF_MEMORY = "out_of_memory"
+    MODEL_ERROR = "model_error"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+
+
+class ServingError(Exception):
+    """A failure that a client may be told about; `str(error)` is safe to send."""
+
+    kind = ErrorKind.INTERNAL
+
+    def __init__(self, message: str, kind: ErrorKind | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if kind is not None:
+            self.kind = kind
+
+
+class InvalidArgument(ServingError):
+    kind = ErrorKind.INVALID_ARGUMENT
+
+
+class RouteNotFound(ServingError):
+    kind = ErrorKind.NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__("Requested resource is not found, please refer to API document.")
+
+
+class MethodNotAllowed(ServingError):
+    kind = ErrorKind.METHOD_NOT_ALLOWED
+
+    def __init__(self) -> None:
+        super().__init__("Requested method is not allowed, please refer to API document.")
+
+
+class ModelNotFound(ServingError):
+    """No model of that name is registered, or nothing in the store answers to that location."""
+
+    kind = ErrorKind.NOT_FOUND
+
+    @classmethod
+    def named(cls, name: str) -> ModelNotFound:
+        return cls(f"Model not found: {name}")
+
+
+class ModelVersionNotFound(ServingError):
+    kind = ErrorKind.NOT_FOUND
+
+    @classmethod
+    def of(cls, name: str, version: str) -> ModelVersionNotFound:
+        return cls(f"Model version: {version} does not exist for model: {name}")
+
+
+class ModelConflict(ServingError):
+    kind = ErrorKind.CONFLICT
+
+    @classmethod
+    def of(cls, name: str, version: str) -> ModelConflict:
+        return cls(f"Model version {version} is already registered for model {name}")
+
+
+class InvalidModelVersion(ServingError):
+    """A version that exists but may not be used this way (removing the default one)."""
+
+    kind = ErrorKind.FORBIDDEN
+
+
+class InvalidModel(ServingError):
+    """The archive is not one: truncated, no usable manifest, paths that leave it."""
+
+    kind = ErrorKind.INVALID_ARGUMENT
+
+
+class ModelSetupFailed(ServingError):
+    """The archive is fine, but its environment (packages, venv) could not be prepared."""
+
+    kind = ErrorKind.INVALID_ARGUMENT
+
+
+class ArchiveDownloadFailed(ServingError):
+    kind = ErrorKind.INVALID_ARGUMENT
+
+
+class ArchiveStorageFailed(ServingError):
+    """The server could not keep the archive: a name taken in the store, a full disk."""
+
+    kind = ErrorKind.INTERNAL
+
+
+class NoWorker(ServingError):
+    """Nobody can take the request now: no worker wanted, the queue full, or sequence limits.
+
+    The texts are TorchServe's, odd quote included: clients match on them.
+    """
+
+    kind = ErrorKind.UNAVAILABLE
+
+    @classmethod
+    def to_predict(cls, name: str, version: str | None) -> NoWorker:
+        subject = f'Model "{name}"' if version is None else f'Model "{name}" Version {version}"'
+        return cls(
+            f"{subject} has no worker to serve inference request. Please use scale workers API to add "
+            "workers. If this is a sequence inference, please check if it is closed, or expired; "
+            "or exceeds maxSequenceJobQueueSize"
+        )
+
+    @classmethod
+    def to_describe(cls, name: str) -> NoWorker:
+        return cls(
+            f'Model "{name}" has no worker to serve describe request. '
+            "Please use scale workers API to add workers."
+        )
+
+
+class QueueFull(NoWorker):
+    kind = ErrorKind.OVERLOADED
+
+
+class DeadlineExceeded(ServingError):
+    kind = ErrorKind.DEADLINE_EXCEEDED
+
+
+class RequestCancelled(ServingError):
+    kind = ErrorKind.CANCELLED
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection before the answer was ready.")
+
+
+class WorkerDied(ServingError):
+    """The process that held the request ended, hung past its time, or broke the protocol."""
+
+    kind = ErrorKind.INTERNAL
+
+    def __init__(self, message: str = "Worker died.", *, out_of_memory: bool = False) -> None:
+        super().__init__(message, ErrorKind.OUT_OF_MEMORY if out_of_memory else None)
+
+
+class WorkerStartFailed(ServingError):
+    """No worker of the model reached the loaded state.
+
+    cause:       why, for the log and the operator.
+    was_refused: the worker itself answered that it cannot load the model, rather than dying.
+    """
+
+    kind = ErrorKind.INTERNAL
+
+    def __init__(
+        self, message: str, *, cause: str = "", out_of_memory: bool = False, was_refused: bool = False
+    ) -> None:
+        super().__init__(message, ErrorKind.OUT_OF_MEMORY if out_of_memory else None)
+        self.cause = cause
+        self.was_refused = was_refused
+
+
+class ModelError(ServingError):
+    """The handler failed the batch; `code` is the HTTP status that the worker reported."""
+
+    kind = ErrorKind.MODEL_ERROR
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code

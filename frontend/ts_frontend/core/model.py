@@ -1,0 +1,144 @@
+"""A registered model version: what it is, how it is run, what waits for it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from ts_frontend.core.batch_queue import BatchQueue
+from ts_frontend.core.batching import DynamicBatching
+from ts_frontend.core.job import JobMeters
+
+
+class ModelId(NamedTuple):
+    """`version` is always concrete; "the default" exists only before `ModelRegistry.resolve`."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}_{self.version}"  # as worker names and log lines have it
+
+
+class ParallelType(enum.Enum):
+    NONE = ""
+    PIPELINE = "pp"
+    TENSOR = "tp"
+    PIPELINE_TENSOR = "pptp"
+    CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchrunConfig:
+    nnodes: int = 1
+    nproc_per_node: int = 1
+    rdzv_backend: str = "c10d"
+    rdzv_endpoint: str = ""
+    omp_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """How one version is run. Frozen: a scale or a re-register makes a new one.
+
+    Defaults are TorchServe's (contract, config sections 3 and 6).
+    """
+
+    min_workers: int = 0
+    max_workers: int = 0
+    batch_size: int = 1
+    max_batch_delay_ms: int = 100
+    response_timeout_s: float = 120
+    startup_timeout_s: float = 120
+    max_retry_timeout_s: float = 300
+    client_timeout_ms: int = 0  # 0: clients wait for ever
+    job_queue_size: int = 100
+    device_type: str = "cpu"  # "cpu" or "gpu"
+    device_ids: tuple[int, ...] | None = None
+    parallel_type: ParallelType = ParallelType.NONE
+    parallel_level: int = 0
+    torchrun: TorchrunConfig | None = None
+    use_job_ticket: bool = False
+    use_venv: bool = False
+    async_communication: bool = False
+    continuous_batching: bool = False
+    sequence_batching: bool = False
+    sequence_max_idle_ms: int = 0
+    sequence_timeout_ms: int = 0
+    max_num_sequence: int = 1
+    max_sequence_job_queue_size: int = 1
+
+
+class ModelStatus(enum.Enum):
+    REGISTERED = "registered"
+    UNREGISTERING = "unregistering"
+
+
+class Workers(Protocol):
+    """What the data plane asks of a model's workers before it lets a request wait."""
+
+    @property
+    def can_serve(self) -> bool: ...
+
+    @property
+    def has_idle_worker(self) -> bool: ...
+
+
+class Model:
+    """One version: its archive's facts, its configuration and its queue.
+
+    path:    the directory that workers run in.
+    url:     what it was registered with; the archive's file name is `archive_name`.
+    meters:  its counters, under its own version and under "default" (requests that named none).
+    """
+
+    __slots__ = (
+        "archive_name",
+        "config",
+        "default_meters",
+        "envelope",
+        "handler",
+        "id",
+        "is_loaded_at_startup",
+        "meters",
+        "path",
+        "queue",
+        "runtime",
+        "status",
+        "url",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        model_id: ModelId,
+        config: ModelConfig,
+        *,
+        path: str,
+        handler: str,
+        url: str = "",
+        archive_name: str = "",
+        runtime: str = "python",
+        envelope: str = "",
+        is_loaded_at_startup: bool = False,
+    ) -> None:
+        self.id = model_id
+        self.config = config
+        self.path = path
+        self.handler = handler
+        self.url = url
+        self.archive_name = archive_name
+        self.runtime = runtime
+        self.envelope = envelope
+        self.is_loaded_at_startup = is_loaded_at_startup
+        self.status = ModelStatus.REGISTERED
+        self.queue = BatchQueue(
+            DynamicBatching(config.batch_size, config.max_batch_delay_ms / 1000), config.job_queue_size
+        )
+        self.workers: Workers | None = None
+        self.meters: JobMeters | None = None
+        self.default_meters: JobMeters | None = None
+
+    def __repr__(self) -> str:
+        return f"<Model {self.id.name}/{self.id.version} {self.status.name} waiting={len(self.queue)}>"
