@@ -1,8 +1,8 @@
 """`BatchQueue`: the jobs that wait for one model version.
 
-Order is arrival, except that re-queued jobs come first. A job that is cancelled or expires leaves at once, so
-capacity counts live jobs only and a batch never holds a dead one. The queue knows no worker: `on_put` tells
-its pool that there is something to take.
+Order is arrival, except that re-queued jobs come first. A job that is cancelled or expires leaves
+at once, so capacity counts live jobs only and a batch never holds a dead one. The queue knows no
+worker: `on_put` tells its pool that there is something to take.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BatchQueue:
             self.on_put()
 
     def put_back(self, jobs: Iterable[Job]) -> None:
-        """Jobs that a worker could not finish go first, in their old order, whatever the capacity."""
+        """Jobs that a worker could not finish go first, in their old order, at any capacity."""
         returned = [job for job in jobs if job.state < JobState.FINISHED]
         for job in reversed(returned):
             job.state = JobState.WAITING
@@ -54,7 +54,8 @@ class BatchQueue:
     def next_batch(self, now_s: float) -> list[Job] | WaitUntil | None:
         """The jobs to run now, until when to wait for more, or None if nothing waits.
 
-        To be called only for a worker that is free: the first call that finds a job starts the batch delay.
+        To be called only for a worker that is free: the first call that finds a job starts the
+        batch delay.
         """
         waiting = self._waiting
         if not waiting:
@@ -66,7 +67,7 @@ class BatchQueue:
         if not isinstance(decision, Take):
             return decision
         self._since_s = None
-        batch = [waiting.popleft() for _ in range(decision.count)]
+        batch = [waiting.popleft() for _ in range(decision.size)]
         for job in batch:
             job.state = JobState.RUNNING
             job.taken_s = now_s
@@ -74,13 +75,18 @@ class BatchQueue:
 
     def abandoned(self, job: Job) -> None:
         self._waiting.remove(job)
+        if not self._waiting:
+            self._since_s = None  # whoever comes next has the whole delay
 
     def fail_all(self, error: ServingError) -> int:
         """Answer every waiting job with `error`; returns how many there were."""
-        jobs, self._waiting = self._waiting, deque()
-        for job in jobs:
-            job.fail(error)
-        return len(jobs)
+        count = 0
+        # One by one: a client of several jobs cancels the others when it hears of the first.
+        while self._waiting:
+            self._waiting.popleft().fail(error)
+            count += 1
+        self._since_s = None
+        return count
 
     def __repr__(self) -> str:
         return f"<BatchQueue {len(self._waiting)}/{self.capacity}>"

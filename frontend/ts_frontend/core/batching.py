@@ -1,8 +1,8 @@
 """When to send a batch and how large: plain functions of what waits and of the time.
 
-TorchServe's rule (contract, runtime section 3): the first free worker takes the first job, then up to
-`size - 1` more, waiting for them at most `delay_s` in all; a describe job is always alone. A delay of zero
-takes what is there (TorchServe sends at most two jobs then, for no reason).
+TorchServe's rule (contract, runtime section 3): the first free worker takes the first job, then up
+to `size - 1` more, waiting for them at most `delay_s` in all; a describe job is always alone. A
+delay of zero takes what is there (TorchServe sends at most two jobs then, for no reason).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ts_frontend.core.job import Command, Job
 
 
 class Take(NamedTuple):
-    """Run the first `count` waiting jobs now."""
+    """Run the first `size` waiting jobs now."""
 
-    count: int
+    size: int
 
 
 class WaitUntil(NamedTuple):

@@ -1,8 +1,9 @@
 """What can go wrong, in domain words.
 
-The core and the rooms raise a `ServingError`; each dialect turns its kind (or its class, where one wire
-tells apart what the kind does not) into that wire's status and body. No HTTP or gRPC number lives here,
-with one exception: `ModelError.code` is what the *handler* chose, and the handler speaks HTTP statuses.
+The core and the rooms raise a `ServingError`; each dialect turns its kind (or its class, where one
+wire tells apart what the kind does not) into that wire's status and body. No HTTP or gRPC number
+lives here, with one exception: `ModelError.code` is what the *handler* chose, and the handler
+speaks HTTP statuses.
 """
 
 from __future__ import annotations
@@ -124,9 +125,9 @@ class NoWorker(ServingError):
     def to_predict(cls, name: str, version: str | None) -> NoWorker:
         subject = f'Model "{name}"' if version is None else f'Model "{name}" Version {version}"'
         return cls(
-            f"{subject} has no worker to serve inference request. Please use scale workers API to add "
-            "workers. If this is a sequence inference, please check if it is closed, or expired; "
-            "or exceeds maxSequenceJobQueueSize"
+            f"{subject} has no worker to serve inference request. Please use scale workers API "
+            "to add workers. If this is a sequence inference, please check if it is closed, "
+            "or expired; or exceeds maxSequenceJobQueueSize"
         )
 
     @classmethod
@@ -171,7 +172,12 @@ class WorkerStartFailed(ServingError):
     kind = ErrorKind.INTERNAL
 
     def __init__(
-        self, message: str, *, cause: str = "", out_of_memory: bool = False, was_refused: bool = False
+        self,
+        message: str,
+        *,
+        cause: str = "",
+        out_of_memory: bool = False,
+        was_refused: bool = False,
     ) -> None:
         super().__init__(message, ErrorKind.OUT_OF_MEMORY if out_of_memory else None)
         self.cause = cause

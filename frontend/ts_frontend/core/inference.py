@@ -1,7 +1,7 @@
 """What a client asked and what the model answered, with no trace of the door it came through.
 
-Bodies and header values stay the bytes that arrived: the frontend never looks into them, so nothing is
-decoded, copied or re-encoded between a client's socket and the worker's.
+Bodies and header values stay the bytes that arrived: the frontend never looks into them, so nothing
+is decoded, copied or re-encoded between a client's socket and the worker's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ResponseChunk(NamedTuple):
     reason: bytes
     content_type: bytes
     headers: Sequence[Header]
-    body: bytes | memoryview
+    body: bytes | bytearray | memoryview
     is_last: bool
 
 

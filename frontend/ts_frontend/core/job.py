@@ -36,9 +36,14 @@ class Meter(Protocol):
 class JobMeters(Protocol):
     """The counters of one model version, as its metrics name them (microseconds where times)."""
 
-    requests: Meter
-    latency_us: Meter
-    queue_us: Meter
+    @property
+    def requests(self) -> Meter: ...
+
+    @property
+    def latency_us(self) -> Meter: ...
+
+    @property
+    def queue_us(self) -> Meter: ...
 
 
 class Job:
@@ -107,7 +112,9 @@ class Job:
         if self.state >= JobState.FINISHED:
             return
         self._leave(JobState.EXPIRED)
-        self.response.fail(DeadlineExceeded("The request's deadline passed before the answer was ready."))
+        self.response.fail(
+            DeadlineExceeded("The request's deadline passed before the answer was ready.")
+        )
 
     def _cancelled(self) -> None:
         if self.state < JobState.FINISHED:
@@ -131,6 +138,6 @@ class Job:
 
 
 class JobHolder(Protocol):
-    """Who has the job now, a queue or a worker, and must know when its client does not want it any more."""
+    """Who has the job now, a queue or a worker, and must know when its client wants it no more."""
 
     def abandoned(self, job: Job) -> None: ...

@@ -134,11 +134,14 @@ class Model:
         self.is_loaded_at_startup = is_loaded_at_startup
         self.status = ModelStatus.REGISTERED
         self.queue = BatchQueue(
-            DynamicBatching(config.batch_size, config.max_batch_delay_ms / 1000), config.job_queue_size
+            DynamicBatching(config.batch_size, config.max_batch_delay_ms / 1000),
+            config.job_queue_size,
         )
         self.workers: Workers | None = None
         self.meters: JobMeters | None = None
         self.default_meters: JobMeters | None = None
 
     def __repr__(self) -> str:
-        return f"<Model {self.id.name}/{self.id.version} {self.status.name} waiting={len(self.queue)}>"
+        return (
+            f"<Model {self.id.name}/{self.id.version} {self.status.name} waiting={len(self.queue)}>"
+        )

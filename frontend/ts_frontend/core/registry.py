@@ -48,7 +48,10 @@ class ModelRegistry:
         return model
 
     def check_removable(self, name: str, version: str | None = None) -> Model:
-        """The model that `remove` would take. Raises InvalidModelVersion for a default with siblings."""
+        """The model that `remove` would take.
+
+        Raises InvalidModelVersion for a default with siblings.
+        """
         model = self.resolve(name, version)
         if self._defaults[name] is model and len(self._versions[name]) > 1:
             raise InvalidModelVersion(f"Cannot remove default version for model {name}")

@@ -1,12 +1,13 @@
 """`ResponseStream`: the one way back from a worker to a client.
 
-One producer (the job's worker), one consumer (a dialect). The consumer either attaches a `Consumer`, whose
-methods run in the producer's turn (no task, no future: this is the hot path), or iterates with `async for`.
-Whoever comes first, nothing is lost: events wait in the stream until somebody reads them, in bounded memory.
+One producer (the job's worker), one consumer (a dialect). The consumer either attaches a
+`Consumer`, whose methods run in the producer's turn (no task, no future: this is the hot path), or
+iterates with `async for`. Whoever comes first, nothing is lost: events wait in the stream until
+somebody reads them, in bounded memory.
 
-Cancelling is the consumer closing the stream; the job hears of it through `on_cancel`. After the last chunk,
-an error or a cancel nothing follows: later pushes and failures are ignored, so that a reply that crosses a
-cancel on the way is harmless.
+Cancelling is the consumer closing the stream; the job hears of it through `on_cancel`. After the
+last chunk, an error or a cancel nothing follows: later pushes and failures are ignored, so that a
+reply that crosses a cancel on the way is harmless.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ class Consumer(Protocol):
 
 
 class ResponseStream:
-    __slots__ = ("_buffered", "_buffered_bytes", "_consumer", "_wake", "error", "is_ended", "on_cancel")
+    __slots__ = (
+        "_buffered",
+        "_buffered_bytes",
+        "_consumer",
+        "_wake",
+        "error",
+        "is_ended",
+        "on_cancel",
+    )
 
     def __init__(self) -> None:
         self.is_ended = False
@@ -88,6 +97,8 @@ class ResponseStream:
         """From here on `consumer` gets every event, those that already came first."""
         while self._buffered:
             consumer.on_chunk(self._buffered.popleft())
+            if isinstance(self.error, RequestCancelled):
+                return  # it has left while it read
         self._buffered_bytes = 0
         if self.error is not None:
             consumer.on_error(self.error)
@@ -101,6 +112,7 @@ class ResponseStream:
         self.is_ended = True
         self.error = RequestCancelled()
         self._consumer = None
+        self._buffered = None
         if self._wake is not None:
             self._wake.set()
         if on_cancel is not None:
@@ -117,15 +129,18 @@ class ResponseStream:
                 chunk = self._buffered.popleft()
                 self._buffered_bytes -= len(chunk.body)
                 yield chunk
-                if chunk.is_last:
-                    return
             if self.error is not None:
                 raise self.error
+            if self.is_ended:
+                return
             self._wake.clear()
             await self._wake.wait()
 
     async def wait_complete(self) -> list[ResponseChunk]:
-        """Every chunk of the answer, once it is complete; cancels the job if the caller is cancelled."""
+        """Every chunk of the answer, once it is complete.
+
+        Cancels the job if the caller is cancelled.
+        """
         try:
             return [chunk async for chunk in self]
         finally:

@@ -1,0 +1,512 @@
+"""The control plane: what operators may ask. Joins the archives, the registry and the worker pools.
+
+Everything that changes one model name happens under that name's lock, so that a register, a scale
+and an unregister that come together run one after the other. Reading needs no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ts_frontend.archive.model_archive import ModelArchive
+from ts_frontend.archive.model_config import ModelFileConfig
+from ts_frontend.archive.model_store import ModelStore, default_name
+from ts_frontend.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidModel,
+    ModelConflict,
+    ServingError,
+    WorkerStartFailed,
+)
+from ts_frontend.core.model import (
+    Model,
+    ModelConfig,
+    ModelId,
+    ModelStatus,
+    ParallelType,
+    TorchrunConfig,
+)
+from ts_frontend.core.registry import ModelRegistry
+from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.workers.pool import PoolFactory, WorkerPool
+from ts_frontend.workers.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+RUNTIMES = ("python", "python3")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The server's answers to what neither a request, an archive nor the `models` property says."""
+
+    workers: int = 0
+    startup_workers: int = 1
+    response_timeout_s: float = 120
+    startup_timeout_s: float = 120
+    job_queue_size: int = 100
+    service_handler: str = ""
+    service_envelope: str = ""
+    gpu_count: int = 0
+    unregister_timeout_s: float = 120
+    scale_down_grace_s: float = 30
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a client asks when it registers; None: not said."""
+
+    url: str
+    model_name: str | None = None
+    handler: str | None = None
+    runtime: str | None = None
+    batch_size: int | None = None
+    max_batch_delay_ms: int | None = None
+    response_timeout_s: float | None = None
+    startup_timeout_s: float | None = None
+    initial_workers: int | None = None
+    is_synchronous: bool = True
+    s3_sse_kms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """How a register or scale went. `is_complete`: every wanted worker has loaded the model."""
+
+    model: Model
+    workers: int
+    is_synchronous: bool
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    models: Sequence[Model]
+    next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """One worker as an operator sees it.
+
+    started_at: seconds since the epoch. pid: -1 while no process runs.
+    """
+
+    id: int
+    started_at: float
+    is_ready: bool
+    state: str
+    pid: int
+    memory_bytes: int
+    gpu: int | None
+    gpu_usage: str
+    restarts: int
+    last_failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    model: Model
+    min_workers: int
+    max_workers: int
+    workers: Sequence[WorkerReport]
+
+
+class ControlPlane:
+    def __init__(
+        self,
+        store: ModelStore,
+        registry: ModelRegistry,
+        new_pool: PoolFactory,
+        defaults: Defaults,
+        on_registered: Callable[[Model], None] = lambda model: None,
+    ) -> None:
+        self.registry = registry
+        self.pools: dict[Model, WorkerPool] = {}
+        self._store = store
+        self._new_pool = new_pool
+        self._defaults = defaults
+        self._archives: dict[Model, ModelArchive] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._on_registered = on_registered
+        self.on_changed: Callable[[], None] = lambda: None
+
+    # Register.
+
+    async def register(self, wanted: Registration) -> Scaled:
+        """Open the archive, add the version, start its workers.
+
+        Raises InvalidArgument, ModelNotFound, InvalidModel, ArchiveDownloadFailed,
+        ArchiveStorageFailed, ModelConflict, WorkerStartFailed. After an error nothing is left: no
+        archive, folder or worker. The one exception is TorchServe's: a model whose worker itself
+        refused to load it stays registered, without workers, so that its description can be read
+        and another scale can try again.
+        """
+        if wanted.runtime is not None and wanted.runtime not in (*RUNTIMES, "LSP"):
+            raise InvalidArgument(f"Invalid RuntimeType value: {wanted.runtime}")
+        model = await self._add(wanted, at_startup=False)
+        initial = (
+            self._defaults.workers if wanted.initial_workers is None else wanted.initial_workers
+        )
+        low, high = self._worker_range(model, initial, initial)
+        if low <= 0:
+            self.on_changed()
+            return Scaled(model, 0, True, True)
+        try:
+            scaled = await self._scale(model, low, high, wanted.is_synchronous)
+        except WorkerStartFailed as error:
+            pool = self.pools.get(model)
+            if error.was_refused and pool is not None:
+                pool.min_workers = pool.max_workers = 0
+            else:
+                async with self._locks[model.id.name]:
+                    await self._remove(model, grace_s=0)
+            raise
+        finally:
+            self.on_changed()
+        return scaled
+
+    async def load(self, location: str, name: str | None) -> None:
+        """Register a model of `load_models` and start its workers, without waiting for them."""
+        wanted = Registration(url=location, model_name=name, is_synchronous=False)
+        model = await self._add(wanted, at_startup=True)
+        workers = self._defaults.startup_workers
+        low, high = self._worker_range(model, workers, workers, use_models_property=True)
+        if low > 0:
+            await self._scale(model, low, high, is_synchronous=False)
+
+    async def load_all(self, load_models: str) -> list[str]:
+        """Load what the `load_models` setting names; returns the locations that could not be
+        loaded.
+        """
+        if load_models.lower() == "all":
+            entries: list[tuple[str | None, str]] = [
+                (None, location) for location in self._store.list_all()
+            ]
+        else:
+            entries = [_name_and_location(part) for part in load_models.split(",") if part.strip()]
+        failed = []
+        for name, location in entries:
+            try:
+                await self.load(location, name)
+            except ServingError as error:
+                # One bad archive does not keep the others from being served.
+                logger.error("Failed to load model: %s: %s", location, error.message)
+                failed.append(location)
+        return failed
+
+    async def _add(self, wanted: Registration, *, at_startup: bool) -> Model:
+        archive = await self._store.open(wanted.url, s3_sse_kms=wanted.s3_sse_kms)
+        try:
+            model = self._new_model(wanted, archive, at_startup)
+            async with self._locks[model.id.name]:
+                self.registry.add(model)
+        except BaseException:
+            await self._store.release(archive)
+            raise
+        self._archives[model] = archive
+        self.pools[model] = pool = self._new_pool(model)
+        model.workers = pool
+        self._on_registered(model)
+        logger.info(
+            "Model %s version %s registered from %s", model.id.name, model.id.version, model.url
+        )
+        return model
+
+    def _new_model(self, wanted: Registration, archive: ModelArchive, at_startup: bool) -> Model:
+        manifest = archive.manifest
+        name = wanted.model_name or manifest.model_name
+        if not name and at_startup:
+            name = default_name(wanted.url)
+        if not name:
+            raise InvalidModel("Model name is not defined.")
+        version = manifest.model_version or "1.0"
+        model_id = ModelId(name, version)
+        if any(model.id == model_id for model in self.registry):
+            raise ModelConflict.of(name, version)
+        stated = (self._defaults.models or {}).get(name, {}).get(version, {})
+        runtime = str(stated.get("runtimeType") or wanted.runtime or manifest.runtime or "python")
+        if runtime not in RUNTIMES:
+            raise InvalidArgument(
+                f"Invalid RuntimeType value: {runtime}"
+                + ("; the C++ runtime is not available here." if runtime == "LSP" else "")
+            )
+        # A model without any handler is registered all the same: its workers say what is missing.
+        handler = wanted.handler or manifest.handler or self._defaults.service_handler
+        return Model(
+            model_id,
+            self._model_config(wanted, archive.config, stated),
+            path=archive.path,
+            handler=handler,
+            url=wanted.url,
+            archive_name=archive.file_name,
+            runtime=runtime,
+            envelope=self._defaults.service_envelope,
+            is_loaded_at_startup=at_startup,
+        )
+
+    def _model_config(
+        self, wanted: Registration, file: ModelFileConfig | None, stated: Mapping[str, Any]
+    ) -> ModelConfig:
+        """One configuration out of the request, the archive's file, the `models` property and the
+        defaults.
+
+        The order differs by value and is TorchServe's as observed (contract, config section 5).
+        """
+        defaults = self._defaults
+        batch_size = _first_positive(
+            wanted.batch_size, file and file.batch_size, stated.get("batchSize"), default=1
+        )
+        delay_ms = (
+            wanted.max_batch_delay_ms
+            if wanted.max_batch_delay_ms is not None
+            else _first_positive(
+                file and file.max_batch_delay_ms, stated.get("maxBatchDelay"), default=100
+            )
+        )
+        if file is not None:
+            # A model-config file always decides the timeouts, 120 s where it does not name them.
+            response_s: float = file.response_timeout_s or 120
+            startup_s: float = file.startup_timeout_s or 120
+        else:
+            response_s = _first_positive(
+                stated.get("responseTimeout"),
+                wanted.response_timeout_s,
+                default=defaults.response_timeout_s,
+            )
+            startup_s = _first_positive(
+                stated.get("startupTimeout"),
+                wanted.startup_timeout_s,
+                default=defaults.startup_timeout_s,
+            )
+        config = ModelConfig(
+            batch_size=int(batch_size),
+            max_batch_delay_ms=max(0, int(delay_ms)),
+            response_timeout_s=response_s,
+            startup_timeout_s=startup_s,
+            job_queue_size=defaults.job_queue_size,
+            device_type="gpu" if defaults.gpu_count else "cpu",
+        )
+        return config if file is None else _with_file(config, file, defaults)
+
+    def _worker_range(
+        self, model: Model, low: int, high: int, *, use_models_property: bool = False
+    ) -> tuple[int, int]:
+        """How many workers a new model starts with; a valid pair in its own file decides."""
+        file = self._archives[model].config
+        if file is not None and file.min_workers and file.max_workers:
+            if file.max_workers < file.min_workers:
+                raise InvalidArgument("max_worker cannot be less than min_worker.")
+            return file.min_workers, file.max_workers
+        if use_models_property:
+            stated = (self._defaults.models or {}).get(model.id.name, {}).get(model.id.version, {})
+            if stated.get("minWorkers"):
+                return int(stated["minWorkers"]), int(
+                    stated.get("maxWorkers") or stated["minWorkers"]
+                )
+        return low, high
+
+    # Scale.
+
+    async def scale(
+        self,
+        name: str,
+        version: str | None,
+        min_workers: int,
+        max_workers: int,
+        is_synchronous: bool,
+    ) -> Scaled:
+        """Raises ModelNotFound, ModelVersionNotFound, InvalidArgument, WorkerStartFailed."""
+        model = self.registry.resolve(name, version)
+        if min_workers < 0:
+            raise InvalidArgument("min_worker cannot be negative.")
+        if max_workers < min_workers:
+            raise InvalidArgument("max_worker cannot be less than min_worker.")
+        try:
+            return await self._scale(model, min_workers, max_workers, is_synchronous)
+        except WorkerStartFailed as error:
+            # The client's own words for the version come back, "null" where it named none
+            # (TorchServe).
+            raise WorkerStartFailed(
+                f"Failed to start workers for model {name} version: {version or 'null'}",
+                cause=error.cause,
+                out_of_memory=error.kind is not WorkerStartFailed.kind,
+                was_refused=error.was_refused,
+            ) from error
+        finally:
+            self.on_changed()
+
+    async def _scale(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
+        pool = self.pools[model]
+        async with self._locks[model.id.name]:
+            started = pool.scale(low, high, self._defaults.scale_down_grace_s)
+        if not is_synchronous:
+            self._watch(model, pool, started)
+            return Scaled(model, low, False, False)
+        error = await pool.wait_loaded(started)
+        if error is not None:
+            pool.remove(started)
+            raise error
+        is_complete = pool.healthy_count >= low
+        return Scaled(model, low, True, is_complete)
+
+    def _watch(self, model: Model, pool: WorkerPool, started: Sequence[Worker]) -> None:
+        async def report() -> None:
+            error = await pool.wait_loaded(started)
+            if error is not None:
+                cause = error.cause if isinstance(error, WorkerStartFailed) else error.message
+                logger.error("A worker of model %s could not be started: %s", model.id, cause)
+
+        task = asyncio.create_task(report(), name=f"loading {model.id}")
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    # The rest.
+
+    async def unregister(self, name: str, version: str | None = None) -> Model:
+        """Take the version out; what runs is finished first, what waits is answered.
+
+        Raises ModelNotFound, ModelVersionNotFound, InvalidModelVersion, DeadlineExceeded.
+        """
+        async with self._locks[name]:
+            model = self.registry.check_removable(name, version)
+            try:
+                async with asyncio.timeout(self._defaults.unregister_timeout_s):
+                    await self._remove(model, self._defaults.scale_down_grace_s)
+            except TimeoutError:
+                raise DeadlineExceeded(f"Timed out while cleaning resources: {name}") from None
+        self.on_changed()
+        return model
+
+    async def _remove(self, model: Model, grace_s: float) -> None:
+        model.status = ModelStatus.UNREGISTERING
+        self.registry.remove(model)
+        await self.pools[model].close(grace_s)
+        del self.pools[model]
+        await self._store.release(self._archives.pop(model))
+        logger.info("Model %s version %s unregistered", model.id.name, model.id.version)
+
+    def set_default(self, name: str, version: str) -> None:
+        """Raises ModelNotFound, ModelVersionNotFound."""
+        self.registry.set_default(name, version)
+        self.on_changed()
+
+    def list_models(self, limit: int, offset: int) -> Page:
+        """The default versions, `limit` of them from `offset` on, sorted by name."""
+        models = self.registry.defaults()
+        # TorchServe names a next page also when this one ends at the last model; clients page by
+        # it.
+        has_next = offset + limit <= len(models)
+        return Page(models[offset : offset + limit], str(offset + limit) if has_next else None)
+
+    def describe(self, name: str, version: str | None = None) -> ModelReport:
+        """Raises ModelNotFound, ModelVersionNotFound."""
+        return self._report(self.registry.resolve(name, version))
+
+    def describe_all(self, name: str) -> list[ModelReport]:
+        """Every version in the order of registration. Raises ModelNotFound."""
+        return [self._report(model) for model in self.registry.versions(name)]
+
+    def _report(self, model: Model) -> ModelReport:
+        pool = self.pools[model]
+        return ModelReport(
+            model,
+            pool.min_workers,
+            pool.max_workers,
+            [_worker_report(worker) for worker in pool.workers],
+        )
+
+    async def close(self, grace_s: float) -> None:
+        """Stop every worker, delete every unpacked archive; downloaded files stay."""
+        models = list(self.pools)
+        await asyncio.gather(*(self.pools[model].close(grace_s) for model in models))
+        for model in models:
+            self._archives.pop(model).discard()
+            del self.pools[model]
+        for watcher in self._watchers:
+            watcher.cancel()
+
+
+def parse_metadata(body: bytes) -> dict[str, Any]:
+    """A handler's description of itself; {} if it is no JSON object."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _worker_report(worker: Worker) -> WorkerReport:
+    return WorkerReport(
+        id=worker.place.port,
+        started_at=worker.started_at,
+        is_ready=worker.state is WorkerState.READY,
+        state=worker.state.value,
+        pid=worker.pid,
+        memory_bytes=worker.memory_bytes,
+        gpu=worker.place.gpu,
+        gpu_usage=worker.gpu_usage,
+        restarts=worker.restarts,
+        last_failure=worker.last_failure,
+    )
+
+
+def _name_and_location(entry: str) -> tuple[str | None, str]:
+    """`name=location` or a location. A URL may contain `=`, so the name must look like a name."""
+    name, equals, location = entry.strip().partition("=")
+    if equals and "/" not in name and ":" not in name:
+        return name.strip(), location.strip()
+    return None, entry.strip()
+
+
+def _first_positive(*values: Any, default: float) -> float:
+    return next((value for value in values if value is not None and value > 0), default)
+
+
+def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -> ModelConfig:
+    device_type = file.device_type or config.device_type
+    if device_type == "gpu" and not defaults.gpu_count:
+        device_type = "cpu"
+    device_ids = tuple(file.device_ids) if file.device_ids is not None else None
+    if device_ids is not None and any(not 0 <= gpu < defaults.gpu_count for gpu in device_ids):
+        device_ids = None
+    parallel_type = ParallelType((file.parallel_type or "").lower())
+    torchrun = None
+    if file.torchrun is not None and parallel_type is not ParallelType.NONE:
+        torchrun = TorchrunConfig(
+            nnodes=file.torchrun.nnodes,
+            nproc_per_node=file.torchrun.nproc_per_node,
+            rdzv_backend=file.torchrun.rdzv_backend,
+            rdzv_endpoint=file.torchrun.rdzv_endpoint or "",
+            omp_threads=file.torchrun.omp_number_threads,
+        )
+    level = file.parallel_level or (torchrun.nproc_per_node if torchrun else 0)
+    return replace(
+        config,
+        max_retry_timeout_s=300 if file.max_retry_timeout_s is None else file.max_retry_timeout_s,
+        client_timeout_ms=file.client_timeout_ms or 0,
+        job_queue_size=file.job_queue_size or config.job_queue_size,
+        device_type=device_type,
+        device_ids=device_ids,
+        parallel_type=parallel_type,
+        parallel_level=level if parallel_type is not ParallelType.NONE else 0,
+        torchrun=torchrun,
+        use_job_ticket=bool(file.use_job_ticket),
+        use_venv=bool(file.use_venv),
+        async_communication=bool(file.async_communication),
+        continuous_batching=bool(file.continuous_batching),
+        sequence_batching=bool(file.sequence_batching),
+        sequence_max_idle_ms=file.sequence_max_idle_ms or 0,
+        sequence_timeout_ms=file.sequence_timeout_ms or 0,
+        max_num_sequence=file.max_num_sequence or 1,
+        max_sequence_job_queue_size=file.max_sequence_job_queue_size or 1,
+    )

@@ -1,0 +1,63 @@
+"""What a dialect is: one public API, as routes over the planes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ts_frontend.control_plane import ControlPlane
+from ts_frontend.data_plane import DataPlane
+from ts_frontend.health import Health
+from ts_frontend.http.request import Handler, HttpRequest
+from ts_frontend.http.router import Route
+from ts_frontend.tokens import KeyKind, TokenAuthority
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """All that a dialect may touch."""
+
+    data: DataPlane
+    control: ControlPlane
+    health: Health
+    tokens: TokenAuthority | None  # None: no authorization
+    render_metrics: Callable[[Sequence[str]], bytes]
+    version: str
+    is_model_api_enabled: bool = True
+    is_open_inference_enabled: bool = False
+    max_multipart_parts: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRoutes:
+    """The routes of one dialect by the listener that serves them; the order is the priority."""
+
+    inference: Sequence[Route] = field(default_factory=tuple)
+    management: Sequence[Route] = field(default_factory=tuple)
+    metrics: Sequence[Route] = field(default_factory=tuple)
+
+    def __add__(self, other: HttpRoutes) -> HttpRoutes:
+        return HttpRoutes(
+            (*self.inference, *other.inference),
+            (*self.management, *other.management),
+            (*self.metrics, *other.metrics),
+        )
+
+
+def guarded(handler: Handler, tokens: TokenAuthority | None, kind: KeyKind) -> Handler:
+    """`handler`, for requests that bring the key of `kind` only; else InvalidKey."""
+    if tokens is None:
+        return handler
+
+    def check_first(request: HttpRequest) -> Awaitable[None] | None:
+        tokens.check(kind, request.header(b"authorization"))
+        return handler(request)
+
+    return check_first
+
+
+class Dialect(Protocol):
+    name: str
+
+    def http_routes(self, planes: Planes) -> HttpRoutes: ...

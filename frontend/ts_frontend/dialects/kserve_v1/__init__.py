@@ -1,0 +1,73 @@
+"""KServe's v1 protocol as TorchServe serves it: `:predict`, `:explain`, and the model's status.
+
+The body goes to the handler as it came (`service_envelope=kserve` takes `instances` apart in the
+worker), so the dialect is a few routes over the data plane.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ts_frontend.core.errors import RouteNotFound
+from ts_frontend.dialects.base import HttpRoutes, Planes, guarded
+from ts_frontend.dialects.inference_http import send, to_inference_request
+from ts_frontend.dialects.json_body import respond_json
+from ts_frontend.http.request import HttpRequest
+from ts_frontend.http.router import Route
+from ts_frontend.tokens import KeyKind
+
+
+class ModelStatus(msgspec.Struct):
+    name: str
+    ready: bool
+
+
+class KServeV1Dialect:
+    name = "kserve_v1"
+
+    def http_routes(self, planes: Planes) -> HttpRoutes:
+        api = KServeV1Api(planes)
+        return HttpRoutes(
+            inference=[
+                Route(
+                    "*",
+                    "/v1/models/{model_name}",
+                    guarded(api.predict_or_explain, planes.tokens, KeyKind.INFERENCE),
+                )
+            ],
+            management=[
+                Route(
+                    "GET",
+                    "/v1/models/{model_name}",
+                    guarded(api.status, planes.tokens, KeyKind.MANAGEMENT),
+                )
+            ],
+        )
+
+
+class KServeV1Api:
+    def __init__(self, planes: Planes) -> None:
+        self._planes = planes
+
+    def predict_or_explain(self, request: HttpRequest) -> None:
+        """The verb follows the first colon; TorchServe accepts whatever contains it, and so does
+        this.
+        """
+        name, _, verb = request.params[0].partition(":")
+        if verb.startswith("predict") or verb.startswith("explain"):
+            inference = to_inference_request(
+                request,
+                explain=verb.startswith("explain"),
+                max_parts=self._planes.max_multipart_parts,
+            )
+            send(self._planes.data, request, name, None, inference)
+            return
+        if not verb and request.method in ("GET", "HEAD"):
+            # KServe's clients ask for the status at the port that serves the model.
+            self.status(request)
+            return
+        raise RouteNotFound
+
+    def status(self, request: HttpRequest) -> None:
+        model = self._planes.data.resolve(request.params[0])
+        respond_json(request, ModelStatus(model.id.name, self._planes.health.is_ready(model)))

@@ -1,0 +1,143 @@
+"""Between TorchServe's HTTP forms and the core's values: plain functions, no I/O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import yaml
+
+from ts_frontend.control_plane import ModelReport, Registration, WorkerReport
+from ts_frontend.core.errors import InvalidArgument
+from ts_frontend.dialects.torchserve.schema import ModelDescription, QueueStatus, WorkerItem
+from ts_frontend.http.request import HttpRequest
+
+DEFAULT_PAGE = 100
+
+
+def int_or(text: Any, default: int | None) -> int | None:
+    """TorchServe takes text for numbers, and its default for what is none."""
+    if isinstance(text, bool):
+        return default
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return default
+
+
+def is_true(value: Any, default: bool) -> bool:
+    return default if value is None else str(value).strip().lower() == "true"
+
+
+def registration(request: HttpRequest) -> Registration:
+    """`POST /models`: parameters from the query, or from a JSON object. Raises InvalidArgument."""
+    values: Mapping[str, Any]
+    if request.content_type == b"application/json":
+        values = _json_object(request.body)
+    else:
+        values = dict(request.query_params())
+    url = values.get("url")
+    if url is None:
+        raise InvalidArgument("Parameter url is required.")
+    response_timeout_s = int_or(values.get("response_timeout"), -1)
+    startup_timeout_s = int_or(values.get("startup_timeout"), -1)
+    return Registration(
+        url=str(url),
+        model_name=_text(values.get("model_name")),
+        handler=_text(values.get("handler")),
+        runtime=_text(values.get("runtime")),
+        batch_size=int_or(values.get("batch_size"), None),
+        max_batch_delay_ms=int_or(values.get("max_batch_delay"), None),
+        response_timeout_s=None if response_timeout_s == -1 else response_timeout_s,
+        startup_timeout_s=None if startup_timeout_s == -1 else startup_timeout_s,
+        initial_workers=int_or(values.get("initial_workers"), None),
+        is_synchronous=is_true(values.get("synchronous"), True),
+        s3_sse_kms=is_true(values.get("s3_sse_kms"), False),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _json_object(body: bytes | bytearray) -> Mapping[str, Any]:
+    """TorchServe's JSON reader takes single quotes too; YAML's flow style reads the same texts."""
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError as strict:
+        try:
+            value = yaml.safe_load(bytes(body).decode())
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise InvalidArgument(f"The body is not a JSON object: {strict}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgument("The body is not a JSON object.")
+    return value
+
+
+def page_bounds(request: HttpRequest) -> tuple[int, int]:
+    """limit and offset of a listing; whatever is out of range becomes the default."""
+    query = dict(request.query_params())
+    limit = int_or(query.get("limit"), DEFAULT_PAGE)
+    if limit is None or not 0 <= limit <= DEFAULT_PAGE:
+        limit = DEFAULT_PAGE
+    offset = int_or(query.get("next_page_token"), 0)
+    return limit, offset if offset is not None and offset >= 0 else 0
+
+
+def describe(report: ModelReport, metadata: dict[str, Any] | None = None) -> ModelDescription:
+    model, config = report.model, report.model.config
+    has_sequences = config.sequence_max_idle_ms > 0
+    return ModelDescription(
+        model_name=model.id.name,
+        model_version=model.id.version,
+        model_url=model.url,
+        runtime=model.runtime,
+        min_workers=report.min_workers,
+        max_workers=report.max_workers,
+        batch_size=config.batch_size,
+        max_batch_delay=config.max_batch_delay_ms,
+        response_timeout=int(config.response_timeout_s),
+        startup_timeout=int(config.startup_timeout_s),
+        max_retry_timeout_in_sec=int(config.max_retry_timeout_s),
+        client_timeout_in_mills=config.client_timeout_ms,
+        parallel_type=config.parallel_type.value,
+        parallel_level=config.parallel_level,
+        device_type=config.device_type,
+        device_ids=msgspec.UNSET if config.device_ids is None else list(config.device_ids),
+        continuous_batching=config.continuous_batching,
+        use_job_ticket=config.use_job_ticket,
+        use_venv=config.use_venv,
+        stateful=config.sequence_batching,
+        sequence_max_idle_m_sec=config.sequence_max_idle_ms if has_sequences else 0,
+        sequence_timeout_m_sec=config.sequence_timeout_ms if has_sequences else 0,
+        max_num_sequence=config.max_num_sequence if has_sequences else 0,
+        max_sequence_job_queue_size=config.max_sequence_job_queue_size if has_sequences else 0,
+        loaded_at_startup=model.is_loaded_at_startup,
+        workers=[_worker_item(worker) for worker in report.workers],
+        job_queue_status=QueueStatus(model.queue.remaining_capacity, len(model.queue)),
+        customized_metadata=msgspec.UNSET if metadata is None else metadata,
+    )
+
+
+def _worker_item(worker: WorkerReport) -> WorkerItem:
+    return WorkerItem(
+        id=str(worker.id),
+        start_time=_local_time(worker.started_at),
+        status="READY" if worker.is_ready else "UNLOADING",
+        memory_usage=worker.memory_bytes,
+        pid=worker.pid,
+        gpu=worker.gpu is not None,
+        gpu_usage="N/A" if worker.gpu is None else worker.gpu_usage,
+    )
+
+
+def _local_time(epoch_s: float) -> str:
+    """TorchServe prints local time with a literal Z; so do we, since clients parse the form."""
+    return (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(epoch_s))
+        + f".{int(epoch_s * 1000) % 1000:03d}Z"
+    )

@@ -1,0 +1,69 @@
+"""The JSON bodies of TorchServe's REST API, in its own spelling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class StatusBody(msgspec.Struct):
+    status: str
+
+
+class ModelItem(msgspec.Struct, rename="camel"):
+    model_name: str
+    model_url: str
+
+
+class ModelList(msgspec.Struct, rename="camel", omit_defaults=True):
+    models: list[ModelItem]
+    next_page_token: str | None = None
+
+
+class WorkerItem(msgspec.Struct, rename="camel"):
+    id: str
+    start_time: str
+    status: str
+    memory_usage: int
+    pid: int
+    gpu: bool
+    gpu_usage: str
+
+
+class QueueStatus(msgspec.Struct, rename="camel"):
+    remaining_capacity: int
+    pending_requests: int
+
+
+class ModelDescription(msgspec.Struct, rename="camel", kw_only=True):
+    """One element of `GET /models/{m}`; the order of the members is TorchServe's."""
+
+    model_name: str
+    model_version: str
+    model_url: str
+    runtime: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay: int
+    response_timeout: int
+    startup_timeout: int
+    max_retry_timeout_in_sec: int
+    client_timeout_in_mills: int
+    parallel_type: str
+    parallel_level: int
+    device_type: str
+    device_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    continuous_batching: bool
+    use_job_ticket: bool
+    use_venv: bool
+    stateful: bool
+    sequence_max_idle_m_sec: int = msgspec.field(name="sequenceMaxIdleMSec")
+    sequence_timeout_m_sec: int = msgspec.field(name="sequenceTimeoutMSec")
+    max_num_sequence: int
+    max_sequence_job_queue_size: int
+    loaded_at_startup: bool
+    workers: list[WorkerItem]
+    job_queue_status: QueueStatus
+    customized_metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET

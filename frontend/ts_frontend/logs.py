@@ -1,0 +1,155 @@
+"""Where log lines go: TorchServe's files and formats (contract, config section 8).
+
+    access_log.log     ACCESS_LOG            <time> - <message>
+    ts_log.log         the server and root   <time> [LEVEL] <thread> <logger> - <message>
+    model_log.log      MODEL_LOG             as ts_log
+    ts_metrics.log     TS_METRICS            <time> - <line>
+    model_metrics.log  MODEL_METRICS         <time> - <line>
+    stdout             all of the above      as ts_log
+
+Records are formatted and written by one thread of their own, so that a slow disk or a full pipe
+holds up no request. A folder that cannot be written does not stop the server: it says so and goes
+on with stdout.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import queue
+import sys
+import time
+from collections.abc import Sequence
+
+MAX_FILE_BYTES = 100 * 1024 * 1024  # TorchServe rolls at 100 MB and keeps five
+KEPT_FILES = 5
+MAX_WAITING_RECORDS = 100_000  # more than that and lines are dropped rather than memory exhausted
+
+SPECIAL_LOGGERS = {
+    "ACCESS_LOG": "access_log.log",
+    "MODEL_LOG": "model_log.log",
+    "TS_METRICS": "ts_metrics.log",
+    "MODEL_METRICS": "model_metrics.log",
+}
+_METRICS = ("TS_METRICS", "MODEL_METRICS")
+_LEVEL_NAMES = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+
+
+class ServerFormatter(logging.Formatter):
+    """`2024-05-30T21:46:03,625 [INFO ] thread logger - message`; `thread_name` on a record names
+    the worker.
+    """
+
+    def __init__(self, with_origin: bool) -> None:
+        super().__init__()
+        self._with_origin = with_origin
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_text:
+            message = f"{message}\n{record.exc_text}"
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created))
+        start = f"{seconds},{int(record.msecs):03d}"
+        if self._with_origin:
+            level = _LEVEL_NAMES.get(record.levelname, record.levelname)
+            thread = getattr(record, "thread_name", None) or "main"
+            start = f"{start} [{level:<5}] {thread} {record.name}"
+        start += " - "
+        if getattr(record, "is_many_lines", False):
+            message = message.replace("\n", f"\n{start}")
+        return start + message
+
+
+class _OnlyFrom(logging.Filter):
+    def __init__(self, *names: str, exclude: bool = False) -> None:
+        super().__init__()
+        self._names = names
+        self._exclude = exclude
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return (record.name in self._names) is not self._exclude
+
+
+class _Waiting(logging.handlers.QueueHandler):
+    """Hands records to the writing thread; formats only what cannot cross (a traceback)."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
+        record.msg, record.args = record.getMessage(), None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            return
+
+
+class ServerLogs:
+    """Set up once, `close` at the end so that the last lines are written."""
+
+    def __init__(self, log_location: str, metrics_location: str, level: int = logging.INFO) -> None:
+        self.directory = log_location
+        problems: list[str] = []
+        handlers: list[logging.Handler] = [_stdout_handler()]
+        server_file = _file_handler(log_location, "ts_log.log", ServerFormatter(True), problems)
+        if server_file is not None:
+            server_file.addFilter(_OnlyFrom(*SPECIAL_LOGGERS, exclude=True))
+            handlers.append(server_file)
+        for name, file_name in SPECIAL_LOGGERS.items():
+            location = metrics_location if name in _METRICS else log_location
+            formatter = ServerFormatter(name == "MODEL_LOG")
+            handler = _file_handler(location, file_name, formatter, problems)
+            if handler is not None:
+                handler.addFilter(_OnlyFrom(name))
+                handlers.append(handler)
+        records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_RECORDS)
+        self._listener = logging.handlers.QueueListener(records, *handlers)
+        self._entrance = _Waiting(records)
+        root = logging.getLogger()
+        root.addHandler(self._entrance)
+        root.setLevel(level)
+        self._listener.start()
+        for problem in problems:
+            logging.getLogger(__name__).warning("%s", problem)
+
+    def close(self) -> None:
+        logging.getLogger().removeHandler(self._entrance)
+        self._listener.stop()
+        for handler in self._listener.handlers:
+            handler.close()
+
+
+def write_access_lines(lines: Sequence[str]) -> None:
+    """Log finished access-log lines as one record: its cost is shared, each line gets its own
+    stamp.
+    """
+    logger = logging.getLogger("ACCESS_LOG")
+    record = logger.makeRecord(logger.name, logging.INFO, "", 0, "\n".join(lines), (), None)
+    record.is_many_lines = True
+    logger.handle(record)
+
+
+def _stdout_handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(ServerFormatter(True))
+    return handler
+
+
+def _file_handler(
+    location: str, name: str, formatter: logging.Formatter, problems: list[str]
+) -> logging.Handler | None:
+    path = os.path.join(location, name)
+    try:
+        os.makedirs(location, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8"
+        )
+    except OSError as error:
+        problems.append(f"Cannot write {path}: {error.strerror}; its lines go to stdout only.")
+        return None
+    handler.setFormatter(formatter)
+    return handler

@@ -1,0 +1,87 @@
+"""The bytes between the frontend and one worker process.
+
+A connection sends whole messages and hands whole replies to its owner, in the event loop's turn in
+which they arrive. It decides nothing: what a lost connection or a strange reply means is the
+worker's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from ts.protocol.messages import LoadReply, PredictReply, ProtocolError, ReplyReader
+
+Buffers = Sequence[bytes | bytearray | memoryview]
+
+
+class ConnectionOwner(Protocol):
+    def on_load_reply(self, reply: LoadReply) -> None: ...
+
+    def on_predict_reply(self, reply: PredictReply) -> None: ...
+
+    def on_connection_lost(self, reason: str) -> None:
+        """The connection is of no use any more; called once, not after `close`."""
+
+
+class WorkerConnection(Protocol):
+    """What a worker needs of its connection, whatever carries the bytes."""
+
+    def send(self, buffers: Buffers) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SocketConnection(asyncio.Protocol):
+    """TorchServe's frames over a stream socket; `unix` and `tcp` differ in how they connect."""
+
+    def __init__(self, owner: ConnectionOwner, max_field_bytes: int) -> None:
+        self._owner: ConnectionOwner | None = owner
+        self._reader = ReplyReader(max_field_bytes)
+        self._is_loaded = False
+        self._transport: asyncio.Transport | None = None
+
+    def send(self, buffers: Buffers) -> None:
+        if self._transport is not None:
+            self._transport.writelines(buffers)
+
+    def close(self) -> None:
+        """Say goodbye: the worker reads the end of the stream and exits."""
+        self._owner = None
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while self._owner is not None:
+                if self._is_loaded:
+                    reply = reader.next_predict()
+                    if reply is None:
+                        return
+                    self._owner.on_predict_reply(reply)
+                else:
+                    load_reply = reader.next_load()
+                    if load_reply is None:
+                        return
+                    self._is_loaded = True
+                    self._owner.on_load_reply(load_reply)
+        except ProtocolError as error:
+            self._lose(f"the worker's reply could not be read: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose("the worker closed its connection" if exc is None else f"connection lost: {exc}")
+
+    def _lose(self, reason: str) -> None:
+        owner = self._owner
+        self.close()
+        if owner is not None:
+            owner.on_connection_lost(reason)

@@ -1,0 +1,163 @@
+"""What a worker process is started with: command line and environment.
+
+Source: contract, wire protocol sections 1.1 and 1.2.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ts_frontend.core.errors import InvalidArgument
+from ts_frontend.core.model import Model, ParallelType
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLaunch:
+    """The server-wide half of every worker's start.
+
+    home:        the folder that contains the package `ts`.
+    python:      the interpreter of runtime "python".
+    environment: what workers inherit; secrets and hidden names are already taken out.
+    socket_dir:  private to this server (mode 0700), so that two servers never share a socket.
+    max_field_bytes: the largest part of a reply that is accepted (`max_response_size`).
+    """
+
+    home: str
+    python: str
+    environment: Mapping[str, str]
+    socket_dir: str
+    metrics_config: str
+    log_location: str = "logs"
+    connection: str = "unix"
+    max_field_bytes: int = 6553500
+    limit_max_image_pixels: bool = True
+    cpu_launcher_args: Sequence[str] | None = None
+    debug_port: int | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def address(self, port: int) -> str:
+        if self.connection == "unix":
+            return os.path.join(self.socket_dir, f".ts.sock.{port}")
+        return f"127.0.0.1:{port}"
+
+    def command(self, model: Model, port: int) -> list[str]:
+        script = os.path.join(self.home, "ts", "model_service_worker.py")
+        if self.connection == "unix":
+            where = ["--sock-type", "unix", "--sock-name", self.address(port)]
+        else:
+            where = ["--sock-type", "tcp", "--port", str(port)]
+        command = [
+            *self._interpreter(model, port),
+            script,
+            *where,
+            "--metrics-config",
+            self.metrics_config,
+        ]
+        if model.config.async_communication:
+            command.append("--async")
+        return command
+
+    def _interpreter(self, model: Model, port: int) -> list[str]:
+        torchrun = model.config.torchrun
+        if torchrun is not None and model.config.parallel_type not in (
+            ParallelType.NONE,
+            ParallelType.CUSTOM,
+        ):
+            command = [
+                "torchrun",
+                *("--nnodes", str(torchrun.nnodes)),
+                *("--nproc-per-node", str(torchrun.nproc_per_node)),
+                *("--log-dir", os.path.join(self.log_location, "torchelastic_ts")),
+                *("--rdzv-backend", torchrun.rdzv_backend),
+            ]
+            if torchrun.rdzv_endpoint:
+                command += ["--rdzv-endpoint", torchrun.rdzv_endpoint]
+            return [*command, "--rdzv-id", f"{model.id.name}_{port}", "--max-restarts", "1"]
+        if model.runtime == "python3":
+            return ["python3"]
+        if model.runtime != "python":
+            raise InvalidArgument(f"Invalid RuntimeType value: {model.runtime}")
+        python = self.python
+        if model.config.use_venv:
+            venv_python = os.path.join(os.path.realpath(model.path), "venv", "bin", "python")
+            python = venv_python if os.path.exists(venv_python) else python
+        launcher = self.cpu_launcher_args
+        if launcher is None:
+            return [python]
+        return [python, "-m", "torch.backends.xeon.run_cpu", *launcher]
+
+    def worker_environment(self, model: Model, gpus: Sequence[int]) -> dict[str, str]:
+        environment = {**self.environment, **self.variables}
+        environment["PYTHONPATH"] = os.pathsep.join(self._python_path(model))
+        # Ours reads this; TorchServe's worker does not know it.
+        environment["TS_WORKER_DIE_WITH_PARENT"] = "1"
+        config = model.config
+        if config.torchrun is not None and config.parallel_type is not ParallelType.NONE:
+            environment["LOGLEVEL"] = "INFO"
+            environment["OMP_NUM_THREADS"] = str(config.torchrun.omp_threads)
+        if config.parallel_type is not ParallelType.NONE and gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        return environment
+
+    def _python_path(self, model: Model) -> list[str]:
+        path = []
+        handler_file, colon, _ = model.handler.partition(":")
+        if colon and "/" in handler_file:
+            path.append(handler_file.rpartition("/")[0])
+        if inherited := self.environment.get("PYTHONPATH"):
+            path.append(inherited)
+        path.append(os.path.realpath(model.path))
+        if os.path.islink(model.path):
+            path.append(os.path.dirname(model.path))
+        if os.path.basename(self.home) not in ("site-packages", "dist-packages"):
+            path.append(self.home)
+        return path
+
+
+def split_launcher_args(text: str) -> list[str]:
+    return shlex.split(text)
+
+
+class PortAllocator:
+    """Worker ids: the smallest free number from `first` on, given back when the worker is gone.
+
+    TorchServe only counts up, so a server with many reloads walks into other ports.
+    """
+
+    def __init__(self, first: int, *, is_tcp: bool) -> None:
+        self._first = first
+        self._is_tcp = is_tcp
+        self._taken: set[int] = set()
+
+    def take(self, width: int = 1) -> int:
+        """The first of `width` free numbers in a row.
+
+        Raises InvalidArgument when there are none.
+        """
+        port = self._first
+        while port + width <= 65536:
+            wanted = range(port, port + width)
+            if all(p not in self._taken and self._is_free(p) for p in wanted):
+                self._taken.update(wanted)
+                return port
+            port += 1
+        raise InvalidArgument(
+            f"No free worker port from {self._first} on; check initial_worker_port."
+        )
+
+    def give_back(self, port: int, width: int = 1) -> None:
+        self._taken.difference_update(range(port, port + width))
+
+    def _is_free(self, port: int) -> bool:
+        if not self._is_tcp:
+            return True
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+            return True

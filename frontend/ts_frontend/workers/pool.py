@@ -1,0 +1,196 @@
+"""`WorkerPool`: the workers of one model version, as many as wanted, and the work given to them.
+
+Free workers wait in `_idle`; whenever a job comes or a worker becomes free, `feed` pairs the two by
+what the queue's policy says. Both sides are plain calls, so between a request's arrival and its
+bytes on the worker's socket nothing waits for the event loop's next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ts_frontend.core.batching import WaitUntil
+from ts_frontend.core.clock import monotonic
+from ts_frontend.core.errors import NoWorker, ServingError
+from ts_frontend.core.model import Model, ParallelType
+from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.workers.devices import DeviceAllocator
+from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
+from ts_frontend.workers.worker import Connect, Worker, WorkerMeters, WorkerPlace
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerPool:
+    def __init__(
+        self,
+        model: Model,
+        launch: WorkerLaunch,
+        connect: Connect,
+        ports: PortAllocator,
+        parallel_ports: PortAllocator,
+        devices: DeviceAllocator,
+        meters: WorkerMeters,
+    ) -> None:
+        self.model = model
+        self.min_workers = 0
+        self.max_workers = 0
+        self.workers: list[Worker] = []
+        self._launch = launch
+        self._connect = connect
+        self._ports = ports
+        self._parallel_ports = parallel_ports
+        self._devices = devices
+        self._meters = meters
+        self._idle: deque[Worker] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: dict[Worker, asyncio.Task[None]] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+        model.queue.on_put = self.feed
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether a request may wait here: some worker serves or may yet come back."""
+        return any(worker.is_healthy for worker in self.workers)
+
+    @property
+    def has_idle_worker(self) -> bool:
+        return bool(self._idle)
+
+    @property
+    def healthy_count(self) -> int:
+        return sum(worker.is_healthy for worker in self.workers)
+
+    # Work.
+
+    def feed(self) -> None:
+        """Give waiting jobs to free workers, as the batching policy says."""
+        queue = self.model.queue
+        while self._idle:
+            now_s = monotonic()
+            batch = queue.next_batch(now_s)
+            if batch is None:
+                return
+            if isinstance(batch, WaitUntil):
+                self._feed_at(batch.time_s, now_s)
+                return
+            queue_ms = 0.0
+            for job in batch:
+                waited_s = now_s - job.arrived_s
+                queue_ms = waited_s * 1000
+                if job.meters is not None:
+                    job.meters.queue_us.value += waited_s * 1e6
+            self._meters.batch(queue_ms, 0.0)
+            self._idle.popleft().run_batch(batch)
+
+    def _feed_at(self, time_s: float, now_s: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(
+                max(0.0, time_s - now_s), self._timer_fired
+            )
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.feed()
+
+    def worker_is_free(self, worker: Worker) -> None:
+        if worker.state is WorkerState.READY:
+            self._idle.append(worker)
+            self.feed()
+
+    def worker_is_gone(self, worker: Worker) -> None:
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if not self.can_serve:
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        """Nobody is left who could ever answer: say so, instead of letting clients wait."""
+        self.model.queue.fail_all(NoWorker.to_predict(self.model.id.name, None))
+
+    # Size.
+
+    def scale(self, min_workers: int, max_workers: int, grace_s: float) -> list[Worker]:
+        """Start or stop workers until there are between min and max; returns the new ones.
+
+        Workers that go first finish what they run, for at most `grace_s` seconds. A worker that has
+        given up is replaced: asking for workers again is the way to try again.
+        """
+        self.min_workers = min_workers
+        self.max_workers = max_workers
+        self._stop([worker for worker in self.workers if worker.state is WorkerState.DEAD], 0)
+        surplus = len(self.workers) - max_workers
+        if surplus > 0:
+            self._stop(self.workers[-surplus:], grace_s)
+        return [self._add_worker() for _ in range(min_workers - len(self.workers))]
+
+    def _add_worker(self) -> Worker:
+        worker = Worker(self.model, self._place(), self._launch, self._connect, self, self._meters)
+        self.workers.append(worker)
+        task = asyncio.create_task(worker.run(), name=worker.name)
+        self._tasks[worker] = task
+        task.add_done_callback(lambda done: self._ended(worker, done))
+        return worker
+
+    def _place(self) -> WorkerPlace:
+        config = self.model.config
+        key = str(self.model.id)
+        if config.parallel_type is not ParallelType.NONE and config.parallel_level > 0:
+            level = config.parallel_level
+            gpus = self._devices.next_slice(key, level, config.device_type, config.device_ids)
+            port = self._parallel_ports.take(level)
+            return WorkerPlace(port, gpus[0] if gpus else None, tuple(gpus), level)
+        gpu = self._devices.next_gpu(key, config.device_type, config.device_ids)
+        return WorkerPlace(self._ports.take(), gpu)
+
+    def _ended(self, worker: Worker, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(worker, None)
+        config = self.model.config
+        is_parallel = config.parallel_type is not ParallelType.NONE and config.parallel_level > 0
+        ports = self._parallel_ports if is_parallel else self._ports
+        ports.give_back(worker.place.port, worker.place.width)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("The task of %r failed.", worker, exc_info=error)
+
+    def _stop(self, workers: Iterable[Worker], grace_s: float) -> None:
+        for worker in list(workers):
+            self.workers.remove(worker)
+            task = asyncio.create_task(worker.stop(grace_s), name=f"stop {worker.name}")
+            self._stopping.add(task)
+            task.add_done_callback(self._stopping.discard)
+
+    async def wait_loaded(self, workers: Iterable[Worker]) -> ServingError | None:
+        """None when all of `workers` have loaded the model, else the first error that one met."""
+        waiting = {worker.first_load for worker in workers}
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                if (error := future.result()) is not None:
+                    return error
+        return None
+
+    def remove(self, workers: Iterable[Worker]) -> None:
+        """Take these out, at once: they could not be started."""
+        self._stop([worker for worker in workers if worker in self.workers], 0)
+
+    async def close(self, grace_s: float) -> None:
+        """Stop every worker and wait for the end of each; whatever still waits is answered."""
+        self.min_workers = self.max_workers = 0
+        self._stop(self.workers, grace_s)
+        while self._stopping or self._tasks:
+            await asyncio.wait({*self._stopping, *self._tasks.values()})
+        self._refuse_waiting()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.model.queue.on_put = None
+        self._devices.forget(str(self.model.id))
+
+    def __repr__(self) -> str:
+        wanted = f"{self.min_workers}..{self.max_workers}"
+        return f"<WorkerPool {self.model.id} {len(self.workers)} of {wanted}>"
+
+
+PoolFactory = Callable[[Model], WorkerPool]

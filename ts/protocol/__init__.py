@@ -1,0 +1,4 @@
+"""The messages that frontend and worker speak.
+
+Standard library only, because both sides import it.
+"""
