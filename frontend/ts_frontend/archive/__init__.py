@@ -1,0 +1,1 @@
+"""From a URL or a path to an unpacked, validated model archive on disk."""
