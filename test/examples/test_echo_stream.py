@@ -1,0 +1,39 @@
+"""examples/echo_stream: what the handler sends, and in which order."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def echo(examples: Path, load_example: Callable, monkeypatch: pytest.MonkeyPatch):
+    folder = examples / "echo_stream"
+    loaded = load_example(
+        "echo_stream",
+        handler=str(folder / "echo_stream_handler.py"),
+        config_file=str(folder / "model-config.yaml"),
+    )
+    loaded.service.context.model_yaml_config["handler"]["delay_s"] = 0
+    loaded.sent = []
+    monkeypatch.setattr(
+        "echo_stream_handler.send_intermediate_predict_response",
+        lambda pieces, *_: loaded.sent.extend(pieces),
+    )
+    return loaded
+
+
+def test_all_words_but_the_last_are_sent_ahead(echo) -> None:
+    assert echo.handle([{"body": "one piece after the other"}]) == ["other\n"]
+    assert echo.sent == ["one ", "piece ", "after ", "the "]
+
+
+@pytest.mark.parametrize("body", ["", bytearray()])
+def test_an_empty_body_is_answered(echo, body) -> None:
+    assert echo.handle([{"body": body}]) == ["(nothing)\n"]
+    assert echo.sent == []
+
+
+def test_bytes_are_echoed_as_text(echo) -> None:
+    assert echo.handle([{"body": bytearray(b"a b")}]) == ["b\n"]
+    assert echo.sent == ["a "]
