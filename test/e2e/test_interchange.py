@@ -1,0 +1,257 @@
+"""The halves are interchangeable with TorchServe 0.12's: worker, frontend and archives, both ways.
+
+Opt-in: needs a Python environment with `torchserve` and `torch-model-archiver` 0.12 from PyPI (and
+Java):
+
+    TORCHSERVE_PYTHON=<environment>/bin/python pytest -m torchserve test/e2e/test_interchange.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from serving import MODELS, ROOT, RunningServer, archive, start_server, wait_until
+
+pytestmark = [
+    pytest.mark.torchserve,
+    pytest.mark.skipif(
+        "TORCHSERVE_PYTHON" not in os.environ, reason="TORCHSERVE_PYTHON is not set"
+    ),
+]
+HANDLERS = ("echo", "streams", "fails_on_predict", "wrong_length", "context_probe", "ids")
+
+
+@pytest.fixture(scope="module")
+def their_python() -> Path:
+    return Path(os.environ["TORCHSERVE_PYTHON"])
+
+
+@pytest.fixture(scope="module")
+def their_home(their_python: Path) -> str:
+    found = subprocess.run(
+        [their_python, "-c", "import importlib.util as u; print(u.find_spec('ts').origin)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    return str(Path(found.stdout.strip()).parents[1])
+
+
+@pytest.fixture(scope="module")
+def filled_store(store: Path) -> Path:
+    for name in HANDLERS:
+        archive(store, name, MODELS / f"{name}.py")
+    return store
+
+
+def check_answers(inference: str) -> None:
+    """What both mixed pairs must do, as the clients of either see it."""
+    session = requests.Session()
+
+    def ask(model: str, data: object, **options: object) -> requests.Response:
+        return session.post(f"{inference}/predictions/{model}", data=data, timeout=60, **options)
+
+    assert ask("echo", b"hello").content == b"hello"
+    assert session.post(f"{inference}/predictions/ids", json={"id": "a"}, timeout=60).text == "a"
+    uploaded = session.post(f"{inference}/predictions/echo", files={"data": b"\0\1"}, timeout=60)
+    assert uploaded.content == b"\0\1"
+    big = os.urandom(1_000_000)
+    assert ask("echo", big).content == big
+    failed = ask("fails_on_predict", b"x")
+    assert failed.json() == {
+        "code": 503,
+        "type": "InternalServerException",
+        "message": "Prediction failed",
+    }
+    assert ask("wrong_length", b"x").json()["message"] == "number of batch response mismatched"
+    probe = session.post(f"{inference}/explanations/context_probe", data=b"x", timeout=60)
+    assert probe.headers["content-type"] == "application/json"
+    assert probe.json()["headers"]["explain"] == "True"
+    with ask("streams", "3", stream=True) as answer:
+        assert answer.headers["Transfer-Encoding"] == "chunked"
+        assert len(list(answer.iter_content(chunk_size=None))) == 4
+
+
+@pytest.fixture
+def mixed(
+    filled_store: Path, tmp_path: Path, their_python: Path, their_home: str
+) -> Iterator[RunningServer]:
+    environment_paths = os.environ.pop("PYTHONPATH", None)
+    running = start_server(
+        tmp_path / "server",
+        filled_store,
+        # Their worker must find their `ts`, so ours may not come to it through PYTHONPATH.
+        through_environment=False,
+        python=str(their_python),
+        model_server_home=their_home,
+        metrics_config=str(ROOT / "ts" / "configs" / "metrics.yaml"),
+    )
+    if environment_paths is not None:
+        os.environ["PYTHONPATH"] = environment_paths
+    yield running
+    assert running.stop() == 0
+
+
+def test_their_worker_answers_behind_our_frontend(mixed: RunningServer, their_home: str) -> None:
+    for name in HANDLERS:
+        answer = mixed.register(f"{name}.mar", initial_workers=1)
+        assert answer.status_code == 200, mixed.tail()
+    command = psutil.Process(mixed.worker_pids("echo")[0]).cmdline()
+    assert any(part.startswith(their_home) for part in command)
+    check_answers(mixed.inference)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_their_server(
+    folder: Path, store: Path, their_python: Path, keys: dict[str, str], models: str = "all"
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start TorchServe's Java frontend in the foreground; returns the process and its inference
+    API.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = [free_port() for _ in range(5)]
+    lines = {
+        "inference_address": f"http://127.0.0.1:{ports[0]}",
+        "management_address": f"http://127.0.0.1:{ports[1]}",
+        "metrics_address": f"http://127.0.0.1:{ports[2]}",
+        "grpc_inference_port": str(ports[3]),
+        "grpc_management_port": str(ports[4]),
+        "default_workers_per_model": "1",
+        **keys,
+    }
+    config = folder / "config.properties"
+    config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    (folder / "tmp").mkdir()
+    environment = {**os.environ, "TEMP": str(folder / "tmp"), "TMPDIR": str(folder / "tmp")}
+    environment.pop("PYTHONPATH", None)
+    command = [str(their_python.parent / "torchserve"), "--start", "--foreground", "--ncs"]
+    command += ["--disable-token-auth", "--ts-config", str(config)]
+    command += ["--model-store", str(store), "--models", models]
+    with (folder / "server.log").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output
+        )
+
+    def has_ready_workers() -> bool:
+        try:
+            listed = requests.get(f"http://127.0.0.1:{ports[1]}/models", timeout=5).json()["models"]
+            described = [
+                requests.get(
+                    f"http://127.0.0.1:{ports[1]}/models/{model['modelName']}", timeout=5
+                ).json()[0]
+                for model in listed
+            ]
+        except requests.RequestException:
+            return False
+        return bool(described) and all(
+            worker["status"] == "READY" for model in described for worker in model["workers"]
+        )
+
+    wait_until(has_ready_workers, 120, f"TorchServe; its log: {folder / 'server.log'}")
+    return process, f"http://127.0.0.1:{ports[0]}"
+
+
+def stop_tree(process: subprocess.Popen[bytes]) -> None:
+    tree = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(True))]
+    members = [psutil.Process(pid) for pid in tree if psutil.pid_exists(pid)]
+    for member in members:
+        member.terminate()
+    _, alive = psutil.wait_procs(members, timeout=20)
+    for member in alive:
+        member.kill()
+    process.wait(20)
+
+
+def test_our_worker_answers_behind_their_frontend(
+    filled_store: Path, tmp_path: Path, their_python: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "ts").symlink_to(ROOT / "ts")
+    keys = {
+        "python": sys.executable,
+        "model_server_home": str(home),
+        "metrics_config": str(ROOT / "ts" / "configs" / "metrics.yaml"),
+    }
+    process, inference = run_their_server(tmp_path / "server", filled_store, their_python, keys)
+    try:
+        workers = [
+            child.cmdline()
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if any("model_service_worker" in part for part in child.cmdline())
+        ]
+        assert len(workers) == len(HANDLERS)
+        assert all(command[0] == sys.executable for command in workers), workers
+        check_answers(inference)
+    finally:
+        stop_tree(process)
+
+
+def test_our_archives_load_in_theirs(
+    filled_store: Path, tmp_path: Path, their_python: Path
+) -> None:
+    process, inference = run_their_server(tmp_path / "server", filled_store, their_python, {})
+    try:
+        check_answers(inference)
+    finally:
+        stop_tree(process)
+
+
+def test_their_archives_load_in_ours(tmp_path: Path, their_python: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    formats = {"default": "d.mar", "tgz": "t.tar.gz", "no-archive": "n"}
+    for format_name, file_name in formats.items():
+        name = file_name.partition(".")[0]
+        subprocess.run(
+            [
+                str(their_python.parent / "torch-model-archiver"),
+                *("--model-name", name, "--version", "1.0", "--handler", str(MODELS / "echo.py")),
+                *("--export-path", str(store), "--archive-format", format_name),
+            ],
+            check=True,
+            cwd=tmp_path,
+        )
+    running = start_server(tmp_path / "server", store)
+    try:
+        for file_name in formats.values():
+            name = file_name.partition(".")[0]
+            answer = running.register(file_name, initial_workers=1)
+            assert answer.status_code == 200, answer.text
+            assert running.predict(name, b"x").content == b"x"
+    finally:
+        assert running.stop() == 0
+
+
+def test_the_archivers_agree(tmp_path: Path, their_python: Path) -> None:
+    ours = archive(tmp_path / "ours", "echo", MODELS / "echo.py")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    subprocess.run(
+        [
+            str(their_python.parent / "torch-model-archiver"),
+            *("--model-name", "echo", "--version", "1.0", "--handler", str(MODELS / "echo.py")),
+            *("--export-path", str(theirs)),
+        ],
+        check=True,
+        cwd=tmp_path,
+    )
+    with zipfile.ZipFile(ours) as one, zipfile.ZipFile(theirs / "echo.mar") as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+    shutil.rmtree(tmp_path / "ours")

@@ -1,0 +1,79 @@
+"""The command lines of `torchserve` and of a worker process."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+class ArgParser:
+    """A name that scripts import; there is nothing to instantiate."""
+
+    @staticmethod
+    def ts_parser() -> argparse.ArgumentParser:
+        """The command line of `torchserve`."""
+        parser = argparse.ArgumentParser(prog="torchserve", description="Torchserve: serve models")
+        action = parser.add_mutually_exclusive_group(required=False)
+        action.add_argument(
+            "-v", "--version", action="store_true", help="print the version of TorchServe and end"
+        )
+        action.add_argument(
+            "--start", action="store_true", help="start the server (this is also the default)"
+        )
+        action.add_argument("--stop", action="store_true", help="stop the server")
+        parser.add_argument(
+            "--ts-config",
+            metavar="FILE",
+            help="configuration file; the environment variable TS_CONFIG_FILE wins over it",
+        )
+        parser.add_argument(
+            "--model-store",
+            metavar="DIR",
+            help="folder with the model archives; required here or in the configuration file",
+        )
+        parser.add_argument(
+            "--workflow-store",
+            metavar="DIR",
+            help="folder with the workflow archives; the model store if not given",
+        )
+        parser.add_argument(
+            "--models",
+            nargs="+",
+            metavar="MODEL",
+            help="models to load at start: all, or [name=]location ...",
+        )
+        parser.add_argument("--log-config", metavar="FILE", help="log configuration")
+        parser.add_argument(
+            "--cpp-log-config", metavar="FILE", help="log configuration of the C++ backend"
+        )
+        parser.add_argument(
+            "--foreground",
+            action="store_true",
+            help="with --start: end when the server ends; with --stop: wait until it has ended",
+        )
+        parser.add_argument(
+            "--no-config-snapshots",
+            "--ncs",
+            action="store_true",
+            help="neither read nor write snapshots of the configuration",
+        )
+        parser.add_argument(
+            "--plugins-path", "--ppath", metavar="PATH", help="where plugins are looked for"
+        )
+        parser.add_argument(
+            "--disable-token-auth",
+            "--dt",
+            action="store_true",
+            help="serve without token authorization",
+        )
+        parser.add_argument(
+            "--enable-model-api",
+            action="store_true",
+            help="allow models to be registered and unregistered at run time",
+        )
+        return parser
+
+    @staticmethod
+    def extract_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+        """The flags of `torchserve` in `args`, by default those of this process."""
+        return ArgParser.ts_parser().parse_args(args)

@@ -1,0 +1,1 @@
+"""What handlers may use besides their base class."""

@@ -1,0 +1,1 @@
+"""Base classes for handlers that run as several ranks."""

@@ -1,0 +1,1 @@
+"""Envelopes: they unwrap requests for the handler and wrap its answers."""

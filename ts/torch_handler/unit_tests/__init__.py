@@ -1,0 +1,1 @@
+"""Test helpers that handler authors import from here."""
