@@ -43,14 +43,18 @@ def archive(
 ) -> Path:
     """`<store>/<file>.mar` made by the project's own archiver; returns its path."""
     file_name = str(more.pop("file_name", name))
-    store.mkdir(parents=True, exist_ok=True)
+    making = store / ".making"  # hidden: no model of `load_models=all`
+    making.mkdir(parents=True, exist_ok=True)
     config = ModelArchiverConfig(
-        model_name=name, handler=str(handler), version=version, export_path=str(store), **more
+        model_name=name,
+        handler=str(handler),
+        version=version,
+        export_path=str(making),
+        force=True,
+        **more,
     )
     ModelArchiver.generate_model_archive(config)
-    made = store / f"{name}.mar"
-    if file_name != name:
-        made = made.rename(store / f"{file_name}.mar")
+    made = (making / f"{name}.mar").rename(store / f"{file_name}.mar")
     return made
 
 
@@ -119,7 +123,6 @@ def start_server(
         "management_address": "http://127.0.0.1:0",
         "metrics_address": "http://127.0.0.1:0",
         "disable_system_metrics": "true",
-        "default_workers_per_model": "1",
         **keys,
     }
     if settings["management_address"] == settings["inference_address"]:

@@ -77,3 +77,30 @@ class ArgParser:
     def extract_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         """The flags of `torchserve` in `args`, by default those of this process."""
         return ArgParser.ts_parser().parse_args(args)
+
+    @staticmethod
+    def model_service_worker_args() -> argparse.ArgumentParser:
+        """The command line of a worker process."""
+        parser = argparse.ArgumentParser(
+            prog="model-server-worker", description="Model server worker"
+        )
+        parser.add_argument(
+            "--sock-type",
+            required=True,
+            dest="sock_type",
+            choices=["unix", "tcp"],
+            help="kind of socket to listen on",
+        )
+        parser.add_argument("--sock-name", dest="sock_name", help="socket file, for unix")
+        parser.add_argument("--host", help="address to listen on, for tcp; 127.0.0.1 if not given")
+        parser.add_argument("--port", type=int, help="port to listen on, for tcp")
+        parser.add_argument(
+            "--metrics-config", dest="metrics_config", help="file that defines the metrics"
+        )
+        parser.add_argument(
+            "--async",
+            dest="async_comm",
+            action="store_true",
+            help="handle messages beside each other",
+        )
+        return parser

@@ -1,7 +1,7 @@
 """`python -m ts_frontend`: the server process. `torchserve --start` runs this and waits for its
 word.
 
-The word goes to `--ready-fd`: `PROGRESS text` lines, then `READY text` or `FAILED reason`.
+The word goes to `--ready-fd`, in the lines of `start_report`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,9 @@ from ts_frontend.core.errors import ServingError
 from ts_frontend.logs import ServerLogs
 from ts_frontend.server import Server
 from ts_frontend.settings import ConfigurationError, Settings, load_settings
+from ts_frontend.start_report import StartReport
 
 logger = logging.getLogger(__name__)
-
-
-class ReadyPipe:
-    """One-way word to whoever started the server; silent if nobody listens."""
-
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-
-    def say(self, word: str, text: str) -> None:
-        if self._descriptor is None:
-            return
-        line = f"{word} {' '.join(text.split())}\n"
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, line.encode())
-        if word != "PROGRESS":
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 def version() -> str:
@@ -50,31 +34,34 @@ def version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if "--version" in argv or "-v" in argv:
+        print(f"TorchServe Version is {version()}")
+        return 0
     try:
         settings = load_settings(argv, os.environ, os.getcwd())
     except ConfigurationError as error:
         print(error, file=sys.stderr)
-        ReadyPipe(_ready_fd(argv)).say("FAILED", str(error))
+        StartReport(_ready_fd(argv)).failed(str(error))
         return 1
     logs = ServerLogs(settings.log_location, settings.metrics_location)
-    ready = ReadyPipe(settings.ready_fd)
+    report = StartReport(settings.ready_fd)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(serve(settings, ready))
+            return runner.run(serve(settings, report))
     except (OSError, ServingError, ConfigurationError) as error:
         logger.error("The server could not start: %s", error)
-        ready.say("FAILED", str(error))
+        report.failed(str(error))
         return 1
     finally:
         logs.close()
 
 
-async def serve(settings: Settings, ready: ReadyPipe) -> int:
+async def serve(settings: Settings, report: StartReport) -> int:
     server = Server(settings, version())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
-    starting = asyncio.ensure_future(server.start(lambda text: ready.say("PROGRESS", text)))
+    starting = asyncio.ensure_future(server.start(report.progress))
     stopping = asyncio.ensure_future(server.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,12 +73,12 @@ async def serve(settings: Settings, ready: ReadyPipe) -> int:
             _freeze()
             addresses = ", ".join(f"{name} {address}" for name, address in server.addresses())
             logger.info("Model server started.")
-            ready.say("READY", addresses)
+            report.ready(addresses)
             await stopping
     finally:
         await server.stop()
     if starting.cancelled():
-        ready.say("FAILED", "stopped before it had started")
+        report.failed("stopped before it had started")
         return 1
     return 0
 

@@ -119,10 +119,11 @@ def free_port() -> int:
 
 
 def run_their_server(
-    folder: Path, store: Path, their_python: Path, keys: dict[str, str], models: str = "all"
+    folder: Path, store: Path, their_home: str, home: str, python: str
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """Start TorchServe's Java frontend in the foreground; returns the process and its inference
-    API.
+    """TorchServe's Java frontend with the workers of `home`: its process and its inference API.
+
+    Started without its launcher, which would always choose its own home and interpreter.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ports = [free_port() for _ in range(5)]
@@ -133,16 +134,17 @@ def run_their_server(
         "grpc_inference_port": str(ports[3]),
         "grpc_management_port": str(ports[4]),
         "default_workers_per_model": "1",
-        **keys,
+        "metrics_config": str(ROOT / "ts" / "configs" / "metrics.yaml"),
     }
     config = folder / "config.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     (folder / "tmp").mkdir()
     environment = {**os.environ, "TEMP": str(folder / "tmp"), "TMPDIR": str(folder / "tmp")}
     environment.pop("PYTHONPATH", None)
-    command = [str(their_python.parent / "torchserve"), "--start", "--foreground", "--ncs"]
-    command += ["--disable-token-auth", "--ts-config", str(config)]
-    command += ["--model-store", str(store), "--models", models]
+    command = ["java", f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder / 'tmp'}"]
+    command += ["-cp", f".:{their_home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
+    command += ["--python", python, "-f", str(config), "-s", str(store), "-ncs"]
+    command += ["--disable-token-auth", "-m", *(f"{name}={name}.mar" for name in HANDLERS)]
     with (folder / "server.log").open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=output
@@ -179,17 +181,14 @@ def stop_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def test_our_worker_answers_behind_their_frontend(
-    filled_store: Path, tmp_path: Path, their_python: Path
+    filled_store: Path, tmp_path: Path, their_home: str
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "ts").symlink_to(ROOT / "ts")
-    keys = {
-        "python": sys.executable,
-        "model_server_home": str(home),
-        "metrics_config": str(ROOT / "ts" / "configs" / "metrics.yaml"),
-    }
-    process, inference = run_their_server(tmp_path / "server", filled_store, their_python, keys)
+    process, inference = run_their_server(
+        tmp_path / "server", filled_store, their_home, str(home), sys.executable
+    )
     try:
         workers = [
             child.cmdline()
@@ -204,9 +203,11 @@ def test_our_worker_answers_behind_their_frontend(
 
 
 def test_our_archives_load_in_theirs(
-    filled_store: Path, tmp_path: Path, their_python: Path
+    filled_store: Path, tmp_path: Path, their_home: str, their_python: Path
 ) -> None:
-    process, inference = run_their_server(tmp_path / "server", filled_store, their_python, {})
+    process, inference = run_their_server(
+        tmp_path / "server", filled_store, their_home, their_home, str(their_python)
+    )
     try:
         check_answers(inference)
     finally:

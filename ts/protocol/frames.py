@@ -1,9 +1,9 @@
 """Length-prefixed fields, and the bytes that wait until a whole one is there.
 
 Every number on the wire is a signed 32-bit big-endian integer. A field is its length and its bytes;
-a list ends with the length -1; there is no frame around a message. A parser is a generator that runs
-over the bytes of one buffer and suspends itself where they end, so that no split of the stream makes
-it read anything twice:
+a list ends with the length -1; there is no frame around a message. A parser is a generator that
+runs over the bytes of one buffer and suspends itself where they end, so that no split of the stream
+makes it read anything twice:
 
     ByteInput.feed    new bytes, from the socket
     ByteInput.merge   at a message boundary: everything fed becomes the buffer

@@ -1,0 +1,7 @@
+"""Cannot be imported."""
+
+import a_package_that_nobody_has  # noqa: F401
+
+
+def handle(data, context):
+    return data

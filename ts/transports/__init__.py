@@ -1,0 +1,1 @@
+"""The worker's end of each kind of connection."""

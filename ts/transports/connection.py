@@ -1,0 +1,105 @@
+"""The worker's connection to its frontend: commands in, whole replies out."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Any
+
+from ts.protocol.frames import Buffer
+from ts.protocol.messages import CommandReader, LoadModel, PredictRequest
+
+RECEIVE_BYTES = 256 * 1024
+
+# How many buffers one system call takes (1024 on Linux).
+MAX_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
+
+
+class FrontendDisconnected(Exception):
+    """The frontend has closed the connection: the usual end of a worker."""
+
+
+class FrontendConnection:
+    """A stream socket whose messages are never mixed up, whichever threads write.
+
+    Handlers see it as `context.cl_socket`; what it does not define is the socket's.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = CommandReader()
+        self._write_lock = threading.Lock()
+        # One buffer for all reads: a fresh one for each would cost more than the call.
+        self._space = memoryview(bytearray(RECEIVE_BYTES))
+
+    def receive_command(self) -> LoadModel | list[PredictRequest]:
+        """Wait for the next command.
+
+        Raises FrontendDisconnected, or ProtocolError for bytes that are no command.
+        """
+        while (command := self._reader.next()) is None:
+            self._receive(0)
+        return command
+
+    def receive_ready(self) -> None:
+        """Take what the socket has, without waiting; `next_command` tells what came of it."""
+        try:
+            self._receive(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+
+    def next_command(self) -> LoadModel | list[PredictRequest] | None:
+        """A command that has already come, or None."""
+        return self._reader.next()
+
+    def send(self, buffers: list[Buffer]) -> None:
+        """Write one message."""
+        try:
+            with self._write_lock:
+                if len(buffers) == 1:
+                    self._socket.sendall(buffers[0])
+                else:
+                    self._send_vector(buffers)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise FrontendDisconnected(str(error)) from error
+
+    def sendall(self, data: Buffer) -> None:
+        """Write one encoded message, as a socket does."""
+        with self._write_lock:
+            self._socket.sendall(data)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def _receive(self, flags: int) -> None:
+        reader = self._reader
+        space = reader.body_space
+        try:
+            if space is not None:
+                count = self._socket.recv_into(space, 0, flags)
+            else:
+                count = self._socket.recv_into(self._space, 0, flags)
+        except ConnectionResetError as error:
+            raise FrontendDisconnected(str(error)) from error
+        if not count:
+            raise FrontendDisconnected("end of stream")
+        if space is not None:
+            space.release()  # the body cannot grow while somebody looks at it
+            reader.body_filled(count)
+        else:
+            reader.feed(self._space[:count])
+
+    def _send_vector(self, buffers: list[Buffer]) -> None:
+        waiting = [memoryview(buffer).cast("B") for buffer in buffers]
+        first = 0
+        while first < len(waiting):
+            sent = self._socket.sendmsg(waiting[first : first + MAX_BUFFERS])
+            while first < len(waiting) and sent >= len(waiting[first]):
+                sent -= len(waiting[first])
+                first += 1
+            if sent:
+                waiting[first] = waiting[first][sent:]

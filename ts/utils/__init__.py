@@ -1,0 +1,1 @@
+"""Small helpers that handlers import, and what all of the worker stands on."""
