@@ -147,13 +147,7 @@ def class_entry_point(module: ModuleType) -> tuple[EntryPoint, Initialize]:
     # Asked of the object, because `handle` may be an attribute: MicroBatching is used that way.
     if not hasattr(handler, "handle"):
         raise ValueError(f"Expect handle method in class {classes[0]}")
-    initialize = handler.initialize
-
-    def entry_point(data: Any, context: Context) -> Any:
-        return handler.handle(data, context)
-
-    # `initialize` may replace `handle`, so it is looked up with each call.
-    return entry_point, initialize
+    return handler.handle, handler.initialize
 
 
 def load_envelope(name: str) -> type:

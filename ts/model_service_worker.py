@@ -68,7 +68,7 @@ WORLD_RANK = int(os.getenv("RANK", "0"))
 LOCAL_WORLD_SIZE = int(os.getenv("LOCAL_WORLD_SIZE", "0"))
 
 # What a handler has left running (threads, engines) may take this long to end.
-EXIT_GRACE_S = 5.0
+EXIT_GRACE_S = 2.0
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PREDICTION_METRIC = "PredictionTime"
+# TorchServe emits the metric for every batch; 0 does so here.
+PREDICTION_METRIC_INTERVAL_S = float(os.environ.get("TS_PREDICTION_METRIC_INTERVAL_MS", 100)) / 1000
 
 
 class Service:
@@ -86,7 +89,7 @@ class Service:
     def open_batch(
         self, batch: Sequence[PredictRequest], context: Context
     ) -> tuple[list[dict[str, Any]], dict[int, str]]:
-        """What the handler gets as `data`, and the request ids; the context is set to this batch."""
+        """What the handler gets as `data`, and the request ids; sets the context to this batch."""
         is_decoding = self._is_decoding
         data = []
         request_ids = {}
@@ -130,11 +133,18 @@ def batch_reply(
         return _output_failure(request_ids, complaint, "number of batch response mismatched")
     try:
         if context._metrics is not None:
-            duration_ms = round((time.perf_counter() - started_s) * 1000, 2)
-            context._metrics.add_time(PREDICTION_METRIC, duration_ms)
+            _emit_prediction_time(context, started_s)
         return encode_batch_reply(ret, request_ids, SUCCESS_MESSAGE, 200, context)
     except Exception as error:  # a stopping criterion of the handler, or headers that are no text
         return failure_reply(request_ids, error)
+
+
+def _emit_prediction_time(context: Context, started_s: float) -> None:
+    """The metric of a batch, but not of each one of thousands a second: a gauge has one value."""
+    now_s = time.perf_counter()
+    if now_s >= context._next_prediction_time_s:
+        context._next_prediction_time_s = now_s + PREDICTION_METRIC_INTERVAL_S
+        context._metrics.add_time(PREDICTION_METRIC, round((now_s - started_s) * 1000, 2))
 
 
 def failure_reply(request_ids: dict[int, str], error: BaseException) -> list[Buffer]:

@@ -6,7 +6,7 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 
 
 def handle(data, context):
-    """Sends each word of the text in `data` as soon as it is "made"; the last one is returned.
+    """Sends each word of the text in `data` as soon as it is "made", and returns the end of the line.
 
     data: one request (the batch size of model-config.yaml is 1), or None when the model is loaded.
     """
@@ -14,12 +14,12 @@ def handle(data, context):
         return None
     delay_s = (context.model_yaml_config or {}).get("handler", {}).get("delay_s", 0)
     words = body_text(data[0]).split() or ["(nothing)"]
-    for word in words[:-1]:
+    for word in words:
         send_intermediate_predict_response(
             [word + " "], context.request_ids, "Intermediate Prediction success", 200, context
         )
         time.sleep(delay_s)  # stands for the work that a model does for its next piece
-    return [words[-1] + "\n"]
+    return ["\n"]
 
 
 def body_text(row):

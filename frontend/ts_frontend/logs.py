@@ -14,6 +14,7 @@ on with stdout.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.handlers
 import os
@@ -123,14 +124,36 @@ class ServerLogs:
             handler.close()
 
 
-def write_access_lines(lines: Sequence[str]) -> None:
-    """Log finished access-log lines as one record: its cost is shared, each line gets its own
-    stamp.
-    """
-    logger = logging.getLogger("ACCESS_LOG")
+def write_lines(logger_name: str, lines: Sequence[str]) -> None:
+    """Log finished lines as one record: its cost is shared, yet each line gets its own stamp."""
+    logger = logging.getLogger(logger_name)
     record = logger.makeRecord(logger.name, logging.INFO, "", 0, "\n".join(lines), (), None)
     record.is_many_lines = True
     logger.handle(record)
+
+
+def write_access_lines(lines: Sequence[str]) -> None:
+    write_lines("ACCESS_LOG", lines)
+
+
+class LineBatch:
+    """Gathers lines for one logger and writes them together, `GATHER_S` after the first."""
+
+    GATHER_S = 0.1
+
+    def __init__(self, logger_name: str) -> None:
+        self._logger_name = logger_name
+        self._lines: list[str] = []
+
+    def append(self, line: str) -> None:
+        if not self._lines:
+            asyncio.get_running_loop().call_later(self.GATHER_S, self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            write_lines(self._logger_name, lines)
 
 
 def _stdout_handler() -> logging.Handler:

@@ -1,4 +1,4 @@
-"""`timed`: how long a handler's stages take, when the model's configuration asks (`handler.profile`)."""
+"""How long the stages of a handler take, if the model's configuration asks (`handler.profile`)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ def send_intermediate_predict_response(
 
 
 def import_class(class_name: str, module_prefix: str | None = None) -> type:
-    """The class named `pkg.Class`, with a prefix `prefix.pkg.Class`. Raises ImportError for any miss."""
+    """The class named `pkg.Class`, with a prefix `prefix.pkg.Class`.
+
+    Raises ImportError for any miss.
+    """
     module_name, _, name = class_name.rpartition(".")
     if module_prefix is not None:
         module_name = f"{module_prefix}.{module_name}" if module_name else module_prefix

@@ -18,6 +18,8 @@ import threading
 import time
 from collections import deque
 
+logger = logging.getLogger(__name__)
+
 GATHER_S = 0.1
 GATHER_CHARS = 64 * 1024
 
@@ -130,9 +132,24 @@ class LineHandler(logging.Handler):
         self._writer.flush()
 
 
+_installed: LineWriter | None = None
+
+
+def write_metrics_line(text: str) -> None:
+    """Emit a line of metrics: straight to the writer in a worker, through `logging` elsewhere.
+
+    One comes with every batch, and a log record costs more than all the rest of the line.
+    """
+    if _installed is None:
+        logger.info(text)
+    else:
+        _installed.write_line_soon(text)
+
+
 def install() -> LineWriter:
     """Log to standard output at INFO, message text only, and show what is printed line by line."""
-    writer = LineWriter(sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    global _installed
+    _installed = writer = LineWriter(sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
     handler = LineHandler(writer)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -70,6 +70,7 @@ class BatchQueue:
         batch = [waiting.popleft() for _ in range(decision.size)]
         for job in batch:
             job.state = JobState.RUNNING
+            job.holder = None  # until its worker takes it
             job.taken_s = now_s
         return batch
 

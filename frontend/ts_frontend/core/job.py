@@ -33,6 +33,10 @@ class Meter(Protocol):
     value: float
 
 
+class Histogram(Protocol):
+    def observe(self, value: float) -> None: ...
+
+
 class JobMeters(Protocol):
     """The counters of one model version, as its metrics name them (microseconds where times)."""
 
@@ -44,6 +48,9 @@ class JobMeters(Protocol):
 
     @property
     def queue_us(self) -> Meter: ...
+
+    @property
+    def latency_seconds(self) -> Histogram: ...
 
 
 class Job:

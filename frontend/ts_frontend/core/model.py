@@ -38,6 +38,18 @@ class TorchrunConfig:
     omp_threads: int = 1
 
 
+class TensorSpec(NamedTuple):
+    """A tensor that a model takes or gives, as its archive declares it.
+
+    datatype: a name of the Open Inference Protocol ("FP32").
+    shape:    -1 stands for any length.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """How one version is run. Frozen: a scale or a re-register makes a new one.
@@ -68,6 +80,8 @@ class ModelConfig:
     sequence_timeout_ms: int = 0
     max_num_sequence: int = 1
     max_sequence_job_queue_size: int = 1
+    inputs: tuple[TensorSpec, ...] = ()  # empty: not declared
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 class ModelStatus(enum.Enum):
@@ -94,6 +108,7 @@ class Model:
     """
 
     __slots__ = (
+        "__weakref__",
         "archive_name",
         "config",
         "default_meters",

@@ -5,6 +5,7 @@ Source: contract, wire protocol sections 1.1 and 1.2.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.model import Model, ParallelType
+
+MAX_PORT = 65535
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, without its closing zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,27 @@ class WorkerLaunch:
     debug_port: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument if the folder's path is too long for sockets in it."""
+        longest = os.fsencode(self.address(MAX_PORT))
+        if self.connection == "unix" and len(longest) > MAX_SOCKET_PATH_BYTES:
+            raise InvalidArgument(
+                f"The path of a worker's socket would have {len(longest)} bytes and may have "
+                f"{MAX_SOCKET_PATH_BYTES}; choose a shorter temporary directory than "
+                f"{self.socket_dir}"
+            )
+
     def address(self, port: int) -> str:
         if self.connection == "unix":
             return os.path.join(self.socket_dir, f".ts.sock.{port}")
         return f"127.0.0.1:{port}"
+
+    def clear_address(self, port: int, width: int = 1) -> None:
+        """Remove the sockets of an ended worker; one that was killed has left them there."""
+        if self.connection == "unix":
+            for rank in range(width):
+                with contextlib.suppress(OSError):
+                    os.unlink(self.address(port + rank))
 
     def command(self, model: Model, port: int) -> list[str]:
         script = os.path.join(self.home, "ts", "model_service_worker.py")
@@ -83,7 +104,10 @@ class WorkerLaunch:
             raise InvalidArgument(f"Invalid RuntimeType value: {model.runtime}")
         python = self.python
         if model.config.use_venv:
-            venv_python = os.path.join(os.path.realpath(model.path), "venv", "bin", "python")
+            # A folder that is only linked to stays as it is; its venv lies beside the link.
+            linked = os.path.islink(model.path)
+            folder = os.path.dirname(model.path) if linked else os.path.realpath(model.path)
+            venv_python = os.path.join(folder, "venv", "bin", "python")
             python = venv_python if os.path.exists(venv_python) else python
         launcher = self.cpu_launcher_args
         if launcher is None:
@@ -139,7 +163,7 @@ class PortAllocator:
         Raises InvalidArgument when there are none.
         """
         port = self._first
-        while port + width <= 65536:
+        while port + width - 1 <= MAX_PORT:
             wanted = range(port, port + width)
             if all(p not in self._taken and self._is_free(p) for p in wanted):
                 self._taken.update(wanted)
@@ -156,6 +180,8 @@ class PortAllocator:
         if not self._is_tcp:
             return True
         with socket.socket() as probe:
+            # As workers do: a connection that has ended does not keep the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable
 from ts_frontend.core.batching import WaitUntil
 from ts_frontend.core.clock import monotonic
 from ts_frontend.core.errors import NoWorker, ServingError
+from ts_frontend.core.job import Job
 from ts_frontend.core.model import Model, ParallelType
 from ts_frontend.core.worker_state import WorkerState
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
-from ts_frontend.workers.worker import Connect, Worker, WorkerMeters, WorkerPlace
+from ts_frontend.workers.worker import Connect, Worker, WorkerMeters, WorkerPlace, WorkerTimes
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class WorkerPool:
         parallel_ports: PortAllocator,
         devices: DeviceAllocator,
         meters: WorkerMeters,
+        times: WorkerTimes = WorkerTimes(),  # noqa: B008 - frozen
     ) -> None:
         self.model = model
         self.min_workers = 0
@@ -45,6 +47,7 @@ class WorkerPool:
         self._parallel_ports = parallel_ports
         self._devices = devices
         self._meters = meters
+        self._times = times
         self._idle: deque[Worker] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
@@ -77,14 +80,31 @@ class WorkerPool:
             if isinstance(batch, WaitUntil):
                 self._feed_at(batch.time_s, now_s)
                 return
-            queue_ms = 0.0
-            for job in batch:
-                waited_s = now_s - job.arrived_s
-                queue_ms = waited_s * 1000
-                if job.meters is not None:
-                    job.meters.queue_us.value += waited_s * 1e6
-            self._meters.batch(queue_ms, 0.0)
-            self._idle.popleft().run_batch(batch)
+            self._hand_over(batch, self._idle.popleft(), now_s)
+        self._feed_ahead()
+
+    def _feed_ahead(self) -> None:
+        """Nobody is idle: send full batches ahead to fast workers, the least loaded first."""
+        queue = self.model.queue
+        while len(queue) >= queue.policy.size:
+            takers = [worker for worker in self.workers if worker.takes_more]
+            if not takers:
+                return
+            now_s = monotonic()
+            batch = queue.next_batch(now_s)
+            if not isinstance(batch, list):
+                return
+            self._hand_over(batch, min(takers, key=_in_flight), now_s)
+
+    def _hand_over(self, batch: list[Job], worker: Worker, now_s: float) -> None:
+        queue_ms = 0.0
+        for job in batch:
+            waited_s = now_s - job.arrived_s
+            queue_ms = waited_s * 1000
+            if job.meters is not None:
+                job.meters.queue_us.value += waited_s * 1e6
+        self._meters.batch(queue_ms, 0.0)
+        worker.run_batch(batch)
 
     def _feed_at(self, time_s: float, now_s: float) -> None:
         if self._timer is None:
@@ -97,8 +117,10 @@ class WorkerPool:
         self.feed()
 
     def worker_is_free(self, worker: Worker) -> None:
+        """A batch has ended; the worker is idle unless others were sent ahead."""
         if worker.state is WorkerState.READY:
-            self._idle.append(worker)
+            if not worker.is_busy:
+                self._idle.append(worker)
             self.feed()
 
     def worker_is_gone(self, worker: Worker) -> None:
@@ -119,16 +141,31 @@ class WorkerPool:
         Workers that go first finish what they run, for at most `grace_s` seconds. A worker that has
         given up is replaced: asking for workers again is the way to try again.
         """
-        self.min_workers = min_workers
-        self.max_workers = max_workers
-        self._stop([worker for worker in self.workers if worker.state is WorkerState.DEAD], 0)
+        self._stop([worker for worker in self.workers if not worker.is_healthy], 0)
         surplus = len(self.workers) - max_workers
         if surplus > 0:
             self._stop(self.workers[-surplus:], grace_s)
-        return [self._add_worker() for _ in range(min_workers - len(self.workers))]
+        started: list[Worker] = []
+        try:
+            while len(self.workers) < min_workers:
+                started.append(self._add_worker())
+        except ServingError:  # no port for one of them: all or nothing
+            self._stop(started, 0)
+            raise
+        self.min_workers = min_workers
+        self.max_workers = max_workers
+        return started
 
     def _add_worker(self) -> Worker:
-        worker = Worker(self.model, self._place(), self._launch, self._connect, self, self._meters)
+        worker = Worker(
+            self.model,
+            self._place(),
+            self._launch,
+            self._connect,
+            self,
+            self._meters,
+            self._times,
+        )
         self.workers.append(worker)
         task = asyncio.create_task(worker.run(), name=worker.name)
         self._tasks[worker] = task
@@ -191,6 +228,10 @@ class WorkerPool:
     def __repr__(self) -> str:
         wanted = f"{self.min_workers}..{self.max_workers}"
         return f"<WorkerPool {self.model.id} {len(self.workers)} of {wanted}>"
+
+
+def _in_flight(worker: Worker) -> int:
+    return worker.in_flight
 
 
 PoolFactory = Callable[[Model], WorkerPool]

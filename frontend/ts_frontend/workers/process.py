@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
 
 STARTED_LINE = re.compile(r"(.*)(INFO > )?(Torch worker started\.)$")
 PID_LINE = re.compile(r"^(INFO > )?(\[PID])(\d+)$")
@@ -19,6 +22,7 @@ A handler that prints no newline shall cost no memory.
 """
 
 KEPT_LINES = 20
+LAST_WORDS_S = 1.0  # for the rest of the output of a process that has ended
 
 LineSink = Callable[[str, str], None]
 """Called with the stream's name ("stdout" or "stderr") and a line without its end."""
@@ -106,22 +110,28 @@ class WorkerProcess:
         self.kill()
         await self._process.wait()
         # A grandchild that left the session may hold the pipes open: do not wait for it.
-        _, pending = await asyncio.wait(self._readers, timeout=1)
+        _, pending = await asyncio.wait(self._readers, timeout=LAST_WORDS_S)
         for reader in pending:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
+        # It would keep our ends of such pipes; asyncio has no public way to close them.
+        self._process._transport.close()  # type: ignore[attr-defined]
 
     async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
         rest = b""
         while chunk := await stream.read(MAX_LINE_BYTES):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._line(line, name)
+                self._lines(line, name)
             if len(rest) >= MAX_LINE_BYTES:
-                self._line(rest, name)
-                rest = b""
+                self._line(rest[:MAX_LINE_BYTES], name)
+                rest = rest[MAX_LINE_BYTES:]
         if rest:
-            self._line(rest, name)
+            self._lines(rest, name)
+
+    def _lines(self, raw: bytes, name: str) -> None:
+        for start in range(0, max(1, len(raw)), MAX_LINE_BYTES):
+            self._line(raw[start : start + MAX_LINE_BYTES], name)
 
     def _line(self, raw: bytes, name: str) -> None:
         line = raw.decode("utf-8", "replace").rstrip("\r")
@@ -132,4 +142,7 @@ class WorkerProcess:
                 self._started.set()
         if line and not line.startswith("[METRICS]"):
             self.last_lines.append(line)
-        self._sink(name, line)
+        try:
+            self._sink(name, line)
+        except Exception:  # a worker whose output nobody reads would stand still
+            logger.exception("A line of worker %d could not be taken.", self.pid)

@@ -17,9 +17,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ts.protocol.messages import (
     LoadModel,
@@ -44,11 +44,16 @@ model_logger = logging.getLogger("MODEL_LOG")
 
 # TorchServe's table; it enters at index 1, so the first retry comes after one second.
 BACKOFF_SECONDS = (0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
-LISTEN_TIMEOUT_S = 120  # spawn to "Torch worker started."; TorchServe waits as long
-EXIT_GRACE_S = 1.0  # between a lost connection and asking for the exit code
+CONNECT_PAUSE_S = 0.02
 # A SIGKILL that we did not send is the kernel's out-of-memory killer.
 OUT_OF_MEMORY_CODES = frozenset({137, -9})
 STREAM_MARKER = b"ts_stream_next"
+
+# Work for a busy worker may be sent ahead, so that a fast handler waits for no round trip. It may add
+# up to this much time, and this many batches: what is sent cannot be given to another worker.
+AHEAD_S = 0.001
+MAX_AHEAD = 16
+BATCH_TIME_WEIGHT = 0.2  # of the newest batch in the smoothed batch time
 
 Connect = Callable[[str, ConnectionOwner, int], Awaitable[WorkerConnection]]
 """Address, owner, largest accepted field in bytes -> connection; raises OSError."""
@@ -79,6 +84,22 @@ class WorkerOwner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerTimes:
+    """What a worker's life is timed by, in seconds; tests have no time for the defaults.
+
+    backoff_s: from a death to the next start, entered at index 1.
+    listen_s:  from the spawn to "Torch worker started."; TorchServe waits as long.
+    connect_s: from that line to a connection, since some runtimes print it before they listen.
+    exit_s:    from the end of a connection to the exit of its process.
+    """
+
+    backoff_s: Sequence[float] = BACKOFF_SECONDS
+    listen_s: float = 120
+    connect_s: float = 1
+    exit_s: float = 1
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerPlace:
     """Where one worker lives: its id (TorchServe's "port"), and its GPUs."""
 
@@ -97,6 +118,7 @@ class Worker:
         connect: Connect,
         owner: WorkerOwner,
         meters: WorkerMeters,
+        times: WorkerTimes,
     ) -> None:
         # For life.
         self.model = model
@@ -107,10 +129,12 @@ class Worker:
         self._connect = connect
         self._owner = owner
         self._meters = meters
+        self._times = times
         self._stop_requested = asyncio.Event()
         self.state = WorkerState.STARTING
         self.last_failure = ""
         self.restarts = 0
+        self._timeouts = 0  # in a row, without an answer between them
         # Set once: None when the model is loaded, the error when the first attempt failed or it was
         # stopped before.
         self.first_load: asyncio.Future[ServingError | None] = (
@@ -123,6 +147,8 @@ class Worker:
         self._lost: asyncio.Future[str] | None = None
         # Per batch.
         self._batches: deque[list[Job]] = deque()
+        self._began_s = 0.0  # when the oldest batch became the oldest
+        self._batch_s = AHEAD_S  # how long a batch takes, smoothed; at first nothing is sent ahead
         self._drained = asyncio.Event()
         self._drained.set()
         self._due_s: float | None = None
@@ -141,6 +167,21 @@ class Worker:
         return bool(self._batches)
 
     @property
+    def in_flight(self) -> int:
+        """Batches that were sent and not answered."""
+        return len(self._batches)
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether a batch may be sent ahead while it works on others."""
+        in_flight = len(self._batches)
+        return (
+            self.state is WorkerState.READY
+            and in_flight < MAX_AHEAD
+            and (in_flight + 1) * self._batch_s < AHEAD_S
+        )
+
+    @property
     def is_healthy(self) -> bool:
         """As `/ping` counts it: serving, or on its way there within the retry window."""
         return self.state not in (WorkerState.DEAD, WorkerState.STOPPING, WorkerState.STOPPED)
@@ -150,6 +191,7 @@ class Worker:
     async def run(self) -> None:
         """Serve until `stop`, or until it is clear that the worker cannot live."""
         attempt = 0
+        backoff_s = self._times.backoff_s
         try:
             while not self._stop_requested.is_set():
                 try:
@@ -160,10 +202,10 @@ class Worker:
                     self._failed(error)
                 finally:
                     await self._end_process()
-                if self._stop_requested.is_set():
+                if self.state is WorkerState.STOPPING:
                     break
-                attempt = min(attempt + 1, len(BACKOFF_SECONDS) - 1)
-                if not await self._wait_for_retry(BACKOFF_SECONDS[attempt]):
+                attempt = min(attempt + 1, len(backoff_s) - 1)
+                if not await self._wait_for_retry(backoff_s[attempt]):
                     break
             if self.state is WorkerState.DEAD:
                 await self._stop_requested.wait()
@@ -172,13 +214,13 @@ class Worker:
             raise
         finally:
             self._forget_watch()
+            if self.state is not WorkerState.STOPPING:
+                self.advance(WorkerEvent.STOP)
+            self.advance(WorkerEvent.ENDED)
             self._owner.worker_is_gone(self)
             self._settle(
                 WorkerStartFailed("The worker was stopped before it had loaded the model.")
             )
-            if self.state is not WorkerState.STOPPING:
-                self.advance(WorkerEvent.STOP)
-            self.advance(WorkerEvent.ENDED)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more work, finish what runs for at most `grace_s` seconds, then end."""
@@ -216,12 +258,16 @@ class Worker:
             )
         except OSError as error:
             raise self._start_failure(f"cannot start {command[0]}: {error.strerror}") from error
+        if self.state is WorkerState.STOPPING:  # since the spawn began
+            self.process.kill()
+        listen_s = self._times.listen_s
         try:
-            async with asyncio.timeout(LISTEN_TIMEOUT_S):
+            async with asyncio.timeout(listen_s):
                 is_listening = await self.process.wait_listening()
         except TimeoutError:
-            raise self._start_failure(f"did not listen within {LISTEN_TIMEOUT_S} s") from None
+            raise self._start_failure(f"did not listen within {listen_s:g} s") from None
         if not is_listening:
+            await self._await_exit()
             raise self._start_failure("Backend stream closed.")
         await self._connect_and_load(config.startup_timeout_s)
         if self.state is not WorkerState.STOPPING:
@@ -233,11 +279,12 @@ class Worker:
         self._settle(None)
 
     async def _connect_and_load(self, timeout_s: float) -> None:
-        address = self._launch.address(self.place.port)
         try:
-            connection = await self._connect(address, self, self._launch.max_field_bytes)
+            connection = await self._open_connection()
         except OSError as error:
-            raise self._start_failure(f"cannot connect to the worker: {error.strerror}") from error
+            await self._await_exit()
+            reason = error.strerror or str(error)
+            raise self._start_failure(f"cannot connect to the worker: {reason}") from error
         self._connection = connection
         if self.state is not WorkerState.STOPPING:
             self.advance(WorkerEvent.LISTENING)
@@ -257,9 +304,11 @@ class Worker:
                 )
             ]
         )
-        assert self._loading is not None and self._lost is not None  # noqa: S101 - set by _start
+        assert self._loading is not None  # noqa: S101 - set by _start
+        assert self._lost is not None  # noqa: S101
+        outcomes: set[asyncio.Future[Any]] = {self._loading, self._lost}
         done, _ = await asyncio.wait(
-            {self._loading, self._lost}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            outcomes, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         if not done:
             self._log("Backend worker did not respond in given time")
@@ -273,6 +322,19 @@ class Worker:
         if reply.code != 200:
             raise self._start_failure(reply.message, code=reply.code)
 
+    async def _open_connection(self) -> WorkerConnection:
+        """Raises OSError if nobody has listened for `connect_s` or the process has ended."""
+        address = self._launch.address(self.place.port)
+        give_up_s = monotonic() + self._times.connect_s
+        while True:
+            try:
+                return await self._connect(address, self, self._launch.max_field_bytes)
+            except (ConnectionRefusedError, FileNotFoundError):
+                has_ended = self.process is None or self.process.return_code is not None
+                if has_ended or monotonic() >= give_up_s:
+                    raise
+            await asyncio.sleep(CONNECT_PAUSE_S)
+
     async def _serve(self) -> None:
         """Until the worker is lost. Raises WorkerDied, unless it was stopped."""
         assert self._lost is not None  # noqa: S101 - set by _start
@@ -285,9 +347,11 @@ class Worker:
         raise self._death(reason)
 
     async def _await_exit(self) -> None:
-        """Give a dying process the moment it needs for its exit code to be known."""
-        if self.process is not None and not self.process.was_killed_by_us:
-            await self.process.wait_ended(EXIT_GRACE_S)
+        """Give a dying process the moment it needs for its last words and exit code to be known."""
+        if self.process is not None:
+            if not self.process.was_killed_by_us:
+                await self.process.wait_ended(self._times.exit_s)
+            await self.process.aclose()
 
     def _is_out_of_memory(self) -> bool:
         process = self.process
@@ -306,10 +370,10 @@ class Worker:
         return f"{reason} (exit code {code})"
 
     def _start_failure(self, reason: str, code: int | None = None) -> WorkerStartFailed:
-        cause = self._describe_exit(reason)
+        name, version = self.model.id
         return WorkerStartFailed(
-            f"Failed to start workers for model {self.model.id.name} version: {self.model.id.version}",
-            cause=cause,
+            f"Failed to start workers for model {name} version: {version}",
+            cause=self._describe_exit(reason),
             out_of_memory=code in (507, 413) or self._is_out_of_memory(),
             was_refused=code is not None,
         )
@@ -322,8 +386,8 @@ class Worker:
         """The process is of no use any more: tell everybody who waits, then think about a retry."""
         if isinstance(error, WorkerStartFailed):
             self.last_failure = error.cause
-        if self._stop_requested.is_set() or self.state is WorkerState.STOPPING:
-            self._fail_batches(WorkerDied())
+        if self.state is WorkerState.STOPPING:
+            self._fail_batches(error if isinstance(error, WorkerDied) else WorkerDied())
             return
         self.advance(WorkerEvent.FAILED)
         self._owner.worker_is_gone(self)
@@ -367,10 +431,13 @@ class Worker:
         self._due_s = None
         if self.process is not None:
             process, self.process = self.process, None
-            if self._stop_requested.is_set():
-                # It has read the end of the stream and may run its exit hooks.
-                await process.wait_ended(EXIT_GRACE_S)
-            await process.aclose()
+            try:
+                if self._stop_requested.is_set():
+                    # It has read the end of the stream and may run its exit hooks.
+                    await process.wait_ended(self._times.exit_s)
+            finally:
+                await process.aclose()
+                self._launch.clear_address(self.place.port, self.place.width)
         self._fail_batches(WorkerDied())
 
     def _settle(self, outcome: ServingError | None) -> None:
@@ -388,10 +455,14 @@ class Worker:
         for job in batch:
             job.holder = self
         self._batches.append(batch)
-        self._drained.clear()
-        connection.send(encode_predict([job.request for job in batch]))
+        buffers = encode_predict([job.request for job in batch])
         if len(self._batches) == 1:
+            self._drained.clear()
+            self._began_s = batch[0].taken_s
+            connection.send(buffers)
             self._expect_reply()
+        else:
+            connection.send_soon(buffers)
 
     def _expect_reply(self) -> None:
         self._due_s = monotonic() + self.model.config.response_timeout_s
@@ -408,10 +479,10 @@ class Worker:
         if left_s > 0:
             self._watch = asyncio.get_running_loop().call_later(left_s, self._check_due)
             return
-        self._log(
-            f"Backend worker did not respond in given time: {self.model.config.response_timeout_s:g} s",
-            logging.ERROR,
-        )
+        timeout_s = self.model.config.response_timeout_s
+        self._log(f"Backend worker did not respond in given time: {timeout_s:g} s", logging.ERROR)
+        self._timeouts += 1
+        self._log(f"Number or consecutive unsuccessful inference {self._timeouts}")  # TorchServe's
         if self.process is not None:
             self.process.kill()
         self._lose("no reply within responseTimeout")
@@ -464,7 +535,9 @@ class Worker:
             if job.state is JobState.RUNNING:
                 if is_last and job.meters is not None and job.command is Command.PREDICT:
                     now_s = now_s or monotonic()
-                    job.meters.latency_us.value += (now_s - job.arrived_s) * 1e6
+                    latency_s = now_s - job.arrived_s
+                    job.meters.latency_us.value += latency_s * 1e6
+                    job.meters.latency_seconds.observe(latency_s)
                 job.push(
                     ResponseChunk(
                         prediction.status,
@@ -479,6 +552,10 @@ class Worker:
 
     def _finish(self, batch: list[Job]) -> None:
         self._batches.popleft()
+        self._timeouts = 0
+        now_s = monotonic()
+        self._batch_s += (now_s - self._began_s - self._batch_s) * BATCH_TIME_WEIGHT
+        self._began_s = now_s
         for job in batch:
             # A stream whose end marker got lost in an odd handler still gets its end.
             if job.state is JobState.RUNNING:
@@ -506,10 +583,12 @@ class Worker:
             self._connection = None
 
     def _fail_batches(self, error: ServingError) -> None:
+        """Answer the batch that was running; what was only sent ahead goes back to the queue."""
         batches, self._batches = self._batches, deque()
-        for batch in batches:
-            for job in batch:
+        if batches:
+            for job in batches.popleft():
                 job.fail(error)
+            self.model.queue.put_back(job for batch in batches for job in batch)
         self._drained.set()
 
     # What it prints.

@@ -30,6 +30,10 @@ class WorkerConnection(Protocol):
 
     def send(self, buffers: Buffers) -> None: ...
 
+    def send_soon(self, buffers: Buffers) -> None:
+        """Send with whatever else comes in this turn of the loop: nobody waits for it yet."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -41,10 +45,27 @@ class SocketConnection(asyncio.Protocol):
         self._reader = ReplyReader(max_field_bytes)
         self._is_loaded = False
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes | bytearray | memoryview] = []
 
     def send(self, buffers: Buffers) -> None:
-        if self._transport is not None:
+        if self._transport is None:
+            return
+        if self._unsent:
+            self._unsent.extend(buffers)
+        elif len(buffers) == 1:
+            self._transport.write(buffers[0])
+        else:
             self._transport.writelines(buffers)
+
+    def send_soon(self, buffers: Buffers) -> None:
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.extend(buffers)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:
+            self._transport.writelines(unsent)
 
     def close(self) -> None:
         """Say goodbye: the worker reads the end of the stream and exits."""

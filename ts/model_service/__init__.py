@@ -1,0 +1,1 @@
+"""Service classes from before handlers became plain classes, for archives that derive from them."""
