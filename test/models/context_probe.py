@@ -17,7 +17,9 @@ def handle(data, context):
         answers.append(
             json.dumps(
                 {
-                    "headers": {key: value for key, value in headers.items() if isinstance(value, str)},
+                    "headers": {
+                        key: value for key, value in headers.items() if isinstance(value, str)
+                    },
                     "request_id": context.get_request_id(index),
                     "batch": len(data),
                     "properties": {
