@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from serving import MODELS, RunningServer, archive
+from serving import MODELS, RunningServer, archive, wait_until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,3 +152,16 @@ def test_a_thousand_mixed_requests_get_their_own_answers(
     assert len(answers) == 1000
     wrong = [(number, text) for number, text in answers if text.strip() != f"id-{number}"]
     assert wrong == []
+
+
+def test_the_log_keeps_the_level_of_what_a_handler_logs(server: RunningServer) -> None:
+    server.predict("fails_on_predict", b"x")
+    lines = (server.folder / "logs" / "model_log.log").read_text
+    wait_until(lambda: "ValueError: this handler always fails" in lines(), what="the traceback")
+    (last,) = {
+        line.partition(" MODEL_LOG - ")[0].partition(" ")[2]
+        for line in lines().splitlines()
+        if line.endswith("ValueError: this handler always fails")
+    }
+    assert last.startswith("[WARN ] W-90")
+    assert last.endswith("-fails_on_predict_1.0-stdout")

@@ -18,6 +18,8 @@ import threading
 import time
 from collections import deque
 
+from ts.protocol.log_lines import LEVELS_VARIABLE, mark_level
+
 logger = logging.getLogger(__name__)
 
 GATHER_S = 0.1
@@ -112,6 +114,7 @@ class LineHandler(logging.Handler):
     def __init__(self, writer: LineWriter) -> None:
         super().__init__()
         self._writer = writer
+        self._is_marking = bool(os.environ.get(LEVELS_VARIABLE))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -124,7 +127,10 @@ class LineHandler(logging.Handler):
             ):
                 self._writer.write_line_soon(text)
             else:
-                self._writer.write_line(self.format(record))
+                line = self.format(record)
+                if self._is_marking and record.levelno != logging.INFO:
+                    line = mark_level(line, record.levelno)
+                self._writer.write_line(line)
         except Exception:
             self.handleError(record)
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ts.protocol.log_lines import LEVELS_VARIABLE
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.model import Model, ParallelType
 
@@ -117,8 +118,9 @@ class WorkerLaunch:
     def worker_environment(self, model: Model, gpus: Sequence[int]) -> dict[str, str]:
         environment = {**self.environment, **self.variables}
         environment["PYTHONPATH"] = os.pathsep.join(self._python_path(model))
-        # Ours reads this; TorchServe's worker does not know it.
-        environment["TS_WORKER_DIE_WITH_PARENT"] = "1"
+        # Ours reads these; TorchServe's worker does not know them.
+        environment["TS_WORKER_DIE_WITH_PARENT"] = str(os.getpid())
+        environment[LEVELS_VARIABLE] = "1"
         config = model.config
         if config.torchrun is not None and config.parallel_type is not ParallelType.NONE:
             environment["LOGLEVEL"] = "INFO"

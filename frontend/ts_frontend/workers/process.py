@@ -11,6 +11,8 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from ts.protocol.log_lines import split_level
+
 logger = logging.getLogger(__name__)
 
 STARTED_LINE = re.compile(r"(.*)(INFO > )?(Torch worker started\.)$")
@@ -141,7 +143,7 @@ class WorkerProcess:
             elif STARTED_LINE.match(line):
                 self._started.set()
         if line and not line.startswith("[METRICS]"):
-            self.last_lines.append(line)
+            self.last_lines.append(split_level(line)[1])
         try:
             self._sink(name, line)
         except Exception:  # a worker whose output nobody reads would stand still

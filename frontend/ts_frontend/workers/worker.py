@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ts.protocol.log_lines import split_level
 from ts.protocol.messages import (
     LoadModel,
     LoadReply,
@@ -49,8 +50,8 @@ CONNECT_PAUSE_S = 0.02
 OUT_OF_MEMORY_CODES = frozenset({137, -9})
 STREAM_MARKER = b"ts_stream_next"
 
-# Work for a busy worker may be sent ahead, so that a fast handler waits for no round trip. It may add
-# up to this much time, and this many batches: what is sent cannot be given to another worker.
+# Work for a busy worker may be sent ahead, so that a fast handler waits for no round trip. It may
+# add up to this much time, and this many batches: what is sent cannot be given to another worker.
 AHEAD_S = 0.001
 MAX_AHEAD = 16
 BATCH_TIME_WEIGHT = 0.2  # of the newest batch in the smoothed batch time
@@ -177,6 +178,7 @@ class Worker:
         in_flight = len(self._batches)
         return (
             self.state is WorkerState.READY
+            and self._connection is not None  # else lost in this very turn
             and in_flight < MAX_AHEAD
             and (in_flight + 1) * self._batch_s < AHEAD_S
         )
@@ -596,8 +598,10 @@ class Worker:
     def _line(self, stream: str, line: str) -> None:
         if self._meters.worker_line(line):
             return
-        level = logging.INFO if stream == "stdout" else logging.WARNING
-        model_logger.log(level, "%s", line, extra={"thread_name": f"{self.name}-{stream}"})
+        level, text = split_level(line)
+        if level is None:
+            level = logging.INFO if stream == "stdout" else logging.WARNING
+        model_logger.log(level, "%s", text, extra={"thread_name": f"{self.name}-{stream}"})
 
     def _log(self, text: str, level: int = logging.INFO) -> None:
         logger.log(level, "%s", text, extra={"thread_name": self.name})
