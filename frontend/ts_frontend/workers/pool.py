@@ -18,6 +18,7 @@ from ts_frontend.core.errors import NoWorker, ServingError
 from ts_frontend.core.job import Job
 from ts_frontend.core.model import Model, ParallelType
 from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.workers.concurrent_worker import ConcurrentWorker
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
 from ts_frontend.workers.worker import Connect, Worker, WorkerMeters, WorkerPlace, WorkerTimes
@@ -80,7 +81,10 @@ class WorkerPool:
             if isinstance(batch, WaitUntil):
                 self._feed_at(batch.time_s, now_s)
                 return
-            self._hand_over(batch, self._idle.popleft(), now_s)
+            worker = self._idle.popleft()
+            self._hand_over(batch, worker, now_s)
+            if worker.is_busy and not worker.is_full:
+                self._idle.append(worker)
         self._feed_ahead()
 
     def _feed_ahead(self) -> None:
@@ -119,7 +123,7 @@ class WorkerPool:
     def worker_is_free(self, worker: Worker) -> None:
         """A batch has ended; the worker is idle unless others were sent ahead."""
         if worker.state is WorkerState.READY:
-            if not worker.is_busy:
+            if not worker.is_full:
                 self._idle.append(worker)
             self.feed()
 
@@ -157,7 +161,8 @@ class WorkerPool:
         return started
 
     def _add_worker(self) -> Worker:
-        worker = Worker(
+        kind = ConcurrentWorker if self.model.config.async_communication else Worker
+        worker = kind(
             self.model,
             self._place(),
             self._launch,

@@ -110,6 +110,31 @@ class WorkerPlace:
     width: int = 1  # how many consecutive ports it takes
 
 
+def push_prediction(job: Job, prediction: Prediction) -> bool:
+    """Give `job` one piece of its answer; True if the worker marked it as the last one."""
+    is_last = True
+    headers: list[Header] = prediction.headers
+    for name, value in headers:
+        if name == STREAM_MARKER and value == b"true":
+            is_last = False
+    if job.state is JobState.RUNNING:
+        if is_last and job.meters is not None and job.command is Command.PREDICT:
+            latency_s = monotonic() - job.arrived_s
+            job.meters.latency_us.value += latency_s * 1e6
+            job.meters.latency_seconds.observe(latency_s)
+        job.push(
+            ResponseChunk(
+                prediction.status,
+                prediction.reason,
+                prediction.content_type,
+                headers,
+                prediction.body,
+                is_last,
+            )
+        )
+    return is_last
+
+
 class Worker:
     def __init__(
         self,
@@ -165,6 +190,11 @@ class Worker:
 
     @property
     def is_busy(self) -> bool:
+        return bool(self._batches)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it waits for replies before it takes another batch in its turn."""
         return bool(self._batches)
 
     @property
@@ -232,7 +262,7 @@ class Worker:
             self.process.kill()
         self.advance(WorkerEvent.STOP)
         self._owner.worker_is_gone(self)
-        if self._batches and grace_s > 0:
+        if self.is_busy and grace_s > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self._drained.wait()
@@ -522,34 +552,13 @@ class Worker:
     def _deliver(self, batch: list[Job], predictions: list[Prediction]) -> bool:
         """Give each prediction to its job; True if the worker said that more will follow."""
         has_more = False
-        now_s = 0.0
         for job, prediction in zip(batch, predictions, strict=True):
             if prediction.id != job.request.id:
                 # Never deliver what might be somebody else's answer.
                 self._lose("an answer with another request's id")
                 return True
-            is_last = True
-            headers: list[Header] = prediction.headers
-            for name, value in headers:
-                if name == STREAM_MARKER and value == b"true":
-                    is_last = False
-                    has_more = True
-            if job.state is JobState.RUNNING:
-                if is_last and job.meters is not None and job.command is Command.PREDICT:
-                    now_s = now_s or monotonic()
-                    latency_s = now_s - job.arrived_s
-                    job.meters.latency_us.value += latency_s * 1e6
-                    job.meters.latency_seconds.observe(latency_s)
-                job.push(
-                    ResponseChunk(
-                        prediction.status,
-                        prediction.reason,
-                        prediction.content_type,
-                        headers,
-                        prediction.body,
-                        is_last,
-                    )
-                )
+            if not push_prediction(job, prediction):
+                has_more = True
         return has_more
 
     def _finish(self, batch: list[Job]) -> None:
