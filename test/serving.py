@@ -67,6 +67,8 @@ class RunningServer:
     store: Path
     folder: Path
     log: Path
+    grpc_inference: str = ""
+    grpc_management: str = ""
     session: requests.Session = field(default_factory=requests.Session)
 
     def predict(self, model: str, data: object = b"", **options: object) -> requests.Response:
@@ -109,6 +111,7 @@ def start_server(
     *,
     flags: tuple[str, ...] = (),
     through_environment: bool = True,
+    has_tokens: bool = False,
     **keys: object,
 ) -> RunningServer:
     """Start `python -m ts_frontend` and wait for its word. keys: lines of its config.properties.
@@ -122,6 +125,8 @@ def start_server(
         "inference_address": "http://127.0.0.1:0",
         "management_address": "http://127.0.0.1:0",
         "metrics_address": "http://127.0.0.1:0",
+        "grpc_inference_port": "0",
+        "grpc_management_port": "0",
         "disable_system_metrics": "true",
         **keys,
     }
@@ -141,7 +146,9 @@ def start_server(
         start = f"import sys; sys.path[:0] = {SOURCE_PATHS}; import ts_frontend.__main__ as m"
         command = [sys.executable, "-c", f"{start}; sys.exit(m.main())"]
     command += ["--ts-config", str(config)]
-    command += ["--model-store", str(store), "--ncs", "--dt", "--enable-model-api"]
+    command += ["--model-store", str(store), "--ncs", "--enable-model-api"]
+    if not has_tokens:
+        command.append("--dt")
     command += ["--ready-fd", str(writer), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -162,6 +169,8 @@ def start_server(
         store=store,
         folder=folder,
         log=log,
+        grpc_inference=places.get("gRPC inference", ""),
+        grpc_management=places.get("gRPC management", ""),
     )
 
 

@@ -54,7 +54,9 @@ ROOMS: dict[str, frozenset[str]] = {
 
 # Dialects stand side by side, each in a folder; what they share lies beside the folders and knows
 # none of them. The one pair that shares a schema is declared.
-SHARED_BY_DIALECTS = frozenset({"__init__", "base", "errors", "inference_http", "json_body"})
+SHARED_BY_DIALECTS = frozenset(
+    {"__init__", "base", "errors", "inference_grpc", "inference_http", "json_body"}
+)
 DIALECT_EXCEPTIONS = {("lmdeploy", "openai")}
 
 # Modules the frontend must never load: it holds no tensors and unpickles nothing.

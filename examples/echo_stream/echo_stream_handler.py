@@ -6,7 +6,7 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 
 
 def handle(data, context):
-    """Sends each word of the text in `data` as soon as it is "made", and returns the end of the line.
+    """Sends each word of the text in `data` as soon as it is "made"; returns the end of the line.
 
     data: one request (the batch size of model-config.yaml is 1), or None when the model is loaded.
     """

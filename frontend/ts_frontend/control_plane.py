@@ -217,6 +217,8 @@ class ControlPlane:
         self.pools[model] = pool = self._new_pool(model)
         model.workers = pool
         self._on_registered(model)
+        for warning in _not_available(model.config):
+            logger.warning("Model %s: %s", model.id, warning)
         logger.info(
             "Model %s version %s registered from %s", model.id.name, model.id.version, model.url
         )
@@ -468,6 +470,18 @@ def _name_and_location(entry: str) -> tuple[str | None, str]:
     return None, entry.strip()
 
 
+def _not_available(config: ModelConfig) -> list[str]:
+    """What the configuration asks for and does not get: said once, not silently left out."""
+    warnings = []
+    if config.continuous_batching:
+        warnings.append("continuousBatching is not available; requests are batched dynamically.")
+    if config.sequence_batching:
+        warnings.append("sequenceBatching is not available; sequences are not kept on one worker.")
+    if config.parallel_level > 1:
+        warnings.append("parallelLevel above 1 is not available; only rank 0 is spoken to.")
+    return warnings
+
+
 def _first_positive(*values: Any, default: float) -> float:
     return next((value for value in values if value is not None and value > 0), default)
 
@@ -509,4 +523,6 @@ def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -
         sequence_timeout_ms=file.sequence_timeout_ms or 0,
         max_num_sequence=file.max_num_sequence or 1,
         max_sequence_job_queue_size=file.max_sequence_job_queue_size or 1,
+        inputs=file.inputs or (),
+        outputs=file.outputs or (),
     )

@@ -19,11 +19,11 @@ class Health:
         """Every default version has its wanted number of workers that serve or are on their way
         there.
         """
-        for model in self._registry.defaults():
-            pool = self._pools.get(model)
-            if pool is None or pool.healthy_count < pool.min_workers:
-                return False
-        return True
+        return all(self.has_wanted_workers(model) for model in self._registry.defaults())
+
+    def has_wanted_workers(self, model: Model) -> bool:
+        pool = self._pools.get(model)
+        return pool is not None and pool.healthy_count >= pool.min_workers
 
     def is_ready(self, model: Model) -> bool:
         """KServe's question about one model: has it any worker at all?"""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.util
 import logging
@@ -20,6 +21,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ts_frontend.archive.fetch import FetchSettings
 from ts_frontend.archive.model_store import ModelStore
@@ -29,22 +31,26 @@ from ts_frontend.core.model import Model
 from ts_frontend.core.registry import ModelRegistry
 from ts_frontend.data_plane import DataPlane
 from ts_frontend.dialects import DIALECTS
-from ts_frontend.dialects.base import Dialect, HttpRoutes, Planes
+from ts_frontend.dialects.base import Dialect, HttpRoutes, Planes, SequenceHeaders
 from ts_frontend.dialects.errors import answer_error, transport_error
 from ts_frontend.health import Health
-from ts_frontend.http.access_log import AccessLog
+from ts_frontend.http.access_log import AccessEntry, AccessLog
 from ts_frontend.http.listener import Address, HttpLimits, Listener, parse_address
 from ts_frontend.http.router import Route, Router
-from ts_frontend.logs import write_access_lines
+from ts_frontend.logs import LineBatch, write_access_lines
 from ts_frontend.metrics.catalog import CatalogError, MetricCatalog, read_catalog
 from ts_frontend.metrics.server_metrics import MetricsMode, ServerMetrics
 from ts_frontend.metrics.system import SystemMetrics
 from ts_frontend.settings import ConfigurationError, Settings
-from ts_frontend.tokens import TokenAuthority
+from ts_frontend.tokens import KeyKind, TokenAuthority
 from ts_frontend.workers.connections import load_connection
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch, split_launcher_args
 from ts_frontend.workers.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from ts_frontend.grpc.server import GrpcLimits, GrpcServer
+    from ts_frontend.grpc.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +73,7 @@ class Server:
         self.settings = settings
         self.version = version
         self.home = settings.model_server_home or find_home()
+        self._metric_logs = (LineBatch("TS_METRICS"), LineBatch("MODEL_METRICS"))
         self.metrics = self._new_metrics()
         self.registry = ModelRegistry()
         self.control = ControlPlane(
@@ -80,6 +87,7 @@ class Server:
             else TokenAuthority(settings.working_dir, settings.token_expiration_min * 60)
         )
         self.listeners: list[Listener] = []
+        self.grpc_servers: list[GrpcServer] = []
         self._addresses: list[tuple[str, str]] = []
         self._access_log = AccessLog(write_access_lines)
         self._system = self._new_system_metrics()
@@ -111,7 +119,11 @@ class Server:
         if settings.load_models:
             progress(f"loading models: {settings.load_models}")
             await self.control.load_all(settings.load_models)
-        await self._open_listeners()
+        planes = self._new_planes()
+        dialects = _load_dialects()
+        await self._open_listeners(planes, dialects)
+        if settings.enable_grpc:
+            await self._open_grpc(planes, dialects)
         if not settings.disable_system_metrics:
             self._tasks.append(asyncio.create_task(self._system.run(), name="system metrics"))
 
@@ -131,12 +143,17 @@ class Server:
         """
         grace_s = self.settings.shutdown_timeout
         logger.info("Stopping: no new requests; running ones have %g s.", grace_s)
-        await asyncio.gather(*(listener.stop(grace_s) for listener in self.listeners))
+        await asyncio.gather(
+            *(server.stop(grace_s) for server in self.grpc_servers),
+            *(listener.stop(grace_s) for listener in self.listeners),
+        )
         await self.control.close(0 if self.listeners else grace_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._access_log.flush()
+        for log in self._metric_logs:
+            log.flush()
         shutil.rmtree(self._socket_dir, ignore_errors=True)
         logger.info("TorchServe has stopped.")
 
@@ -156,8 +173,8 @@ class Server:
             socket.gethostname(),
             MetricsMode(settings.metrics_mode),
             is_auto_detecting=settings.model_metrics_auto_detect,
-            write_server_line=_line_writer("TS_METRICS"),
-            write_model_line=_line_writer("MODEL_METRICS"),
+            write_server_line=self._metric_logs[0].append,
+            write_model_line=self._metric_logs[1].append,
         )
         metrics.on_scrape.append(self._set_model_gauges)
         return metrics
@@ -271,11 +288,14 @@ class Server:
 
     # Listeners.
 
-    async def _open_listeners(self) -> None:
+    async def _open_listeners(self, planes: Planes, dialects: Sequence[Dialect]) -> None:
         settings = self.settings
         inference = parse_address(settings.inference_address, *DEFAULT_PORTS["inference"])
         management = parse_address(settings.management_address, *DEFAULT_PORTS["management"])
-        routes = self._routes()
+        # The routes of all dialects, first come first served, guarded by their keys.
+        routes = HttpRoutes()
+        for dialect in dialects:
+            routes = routes + dialect.http_routes(planes)
         doors: list[tuple[str, Address, Sequence[Route]]] = []
         if inference == management:
             # One listener for both; TorchServe's SageMaker and KServe images run this way.
@@ -300,25 +320,93 @@ class Server:
         """Name and address of each open listener, with the port that a 0 became."""
         return list(self._addresses)
 
-    def _routes(self) -> HttpRoutes:
-        """The routes of all dialects, first come first served, guarded by their keys."""
-        planes = Planes(
+    async def _open_grpc(self, planes: Planes, dialects: Sequence[Dialect]) -> None:
+        """Raises BindFailed, ConfigurationError."""
+        try:
+            # Imported here for its cost, which a server without gRPC need not bear.
+            from ts_frontend.grpc.server import GrpcLimits
+        except ImportError as error:
+            raise ConfigurationError(
+                f"gRPC cannot be served ({error}); install grpcio, or set enable_grpc=false"
+            ) from error
+        settings = self.settings
+        services = [dialect.grpc_services(planes) for dialect in dialects]
+        inference = self._new_grpc_server(
+            settings.grpc_inference_address,
+            settings.grpc_inference_port,
+            [service for its_services in services for service in its_services.inference],
+            KeyKind.INFERENCE,
+            GrpcLimits(
+                settings.max_request_size,
+                settings.max_connections,
+                settings.grpc_inference_max_connection_age_ms,
+                settings.grpc_inference_max_connection_age_grace_ms,
+            ),
+        )
+        management = self._new_grpc_server(
+            settings.grpc_management_address,
+            settings.grpc_management_port,
+            [service for its_services in services for service in its_services.management],
+            KeyKind.MANAGEMENT,
+            GrpcLimits(
+                settings.max_request_size,
+                settings.max_connections,
+                settings.grpc_management_max_connection_age_ms,
+                settings.grpc_management_max_connection_age_grace_ms,
+            ),
+        )
+        for name, server in (("gRPC inference", inference), ("gRPC management", management)):
+            await server.start()
+            self.grpc_servers.append(server)
+            self._addresses.append((name, server.address))
+            logger.info("%s API on %s", name, server.address)
+
+    def _new_grpc_server(
+        self, host: str, port: int, services: Sequence[Service], key: KeyKind, limits: GrpcLimits
+    ) -> GrpcServer:
+        from ts_frontend.grpc.server import GrpcServer, TlsFiles
+
+        settings, tokens, tls = self.settings, self.tokens, None
+        if settings.enable_grpc_ssl:
+            if not settings.certificate_file or not settings.private_key_file:
+                raise ConfigurationError(
+                    "enable_grpc_ssl needs private_key_file and certificate_file (PEM)"
+                )
+            tls = TlsFiles(settings.certificate_file, settings.private_key_file)
+        return GrpcServer(
+            host,
+            port,
+            services,
+            authorize=None if tokens is None else functools.partial(tokens.check, key),
+            limits=limits,
+            tls=tls,
+            is_healthy=lambda: self.health.is_healthy,
+            on_finished=self._log_grpc_call,
+        )
+
+    def _log_grpc_call(self, remote: str, method: str, status: int, seconds: float) -> None:
+        self._access_log.append(
+            AccessEntry(remote, "gRPC", method.encode(), "2.0", status, seconds)
+        )
+
+    def _new_planes(self) -> Planes:
+        settings = self.settings
+        return Planes(
             data=self.data,
             control=self.control,
             health=self.health,
             tokens=self.tokens,
             render_metrics=lambda names: self.metrics.render(names).encode(),
             version=self.version,
-            is_model_api_enabled=self.settings.enable_model_api,
-            is_open_inference_enabled=self.settings.ts_open_inference_protocol,
-            max_multipart_parts=self.settings.max_multipart_parts,
+            is_model_api_enabled=settings.enable_model_api,
+            is_open_inference_enabled=settings.ts_open_inference_protocol,
+            max_multipart_parts=settings.max_multipart_parts,
+            sequence_headers=SequenceHeaders(
+                settings.ts_header_key_sequence_id.encode(),
+                settings.ts_header_key_sequence_start.encode(),
+                settings.ts_header_key_sequence_end.encode(),
+            ),
         )
-        routes = HttpRoutes()
-        for import_string in DIALECTS.values():
-            module, _, name = import_string.partition(":")
-            dialect: Dialect = getattr(importlib.import_module(module), name)()
-            routes = routes + dialect.http_routes(planes)
-        return routes
 
     def _new_listener(self, address: Address, routes: Sequence[Route]) -> Listener:
         settings = self.settings
@@ -368,8 +456,12 @@ class Server:
         return [(name, text.encode()) for name, text in texts.items() if text]
 
 
-def _line_writer(logger_name: str) -> Callable[[str], None]:
-    return logging.getLogger(logger_name).info
+def _load_dialects() -> list[Dialect]:
+    dialects = []
+    for import_string in DIALECTS.values():
+        module, _, name = import_string.partition(":")
+        dialects.append(getattr(importlib.import_module(module), name)())
+    return dialects
 
 
 def _flag(value: bool) -> str:

@@ -1,8 +1,8 @@
 """How the server tells the `torchserve` command how far its start has come.
 
-The command passes the writing end of a pipe (`--ready-fd`). Lines of it: `PROGRESS text` any number of
-times, then once `READY text` or `FAILED text`; an end of file without either means that the server
-died. Line breaks inside a text are written as `\\n`.
+The command passes the writing end of a pipe (`--ready-fd`). Lines of it: `PROGRESS text` any number
+of times, then once `READY text` or `FAILED text`; an end of file without either means that the
+server died. Line breaks inside a text are written as `\\n`.
 """
 
 from __future__ import annotations

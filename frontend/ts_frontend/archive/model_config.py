@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
+from ts_frontend.core.model import TensorSpec
+
 MAX_CONFIG_BYTES = 256 << 10
 # YAML's aliases and merge keys let a short file stand for a huge one.
 MAX_ALIASES = 100
 MAX_MERGED_KEYS = 10_000
 _MAX_INT = 2**31 - 1
+_MAX_TENSORS = 1000
+_MAX_DIMENSIONS = 64
 _NEAR_MISS = 0.85  # difflib ratio; `handler`, `pippy` and the like stay far below it
 
 
@@ -65,6 +69,8 @@ class ModelFileConfig(msgspec.Struct, frozen=True, kw_only=True):
     sequence_timeout_ms: int | None = None  # 0: no limit
     max_sequence_job_queue_size: int | None = None
     max_num_sequence: int | None = None
+    inputs: tuple[TensorSpec, ...] | None = None
+    outputs: tuple[TensorSpec, ...] | None = None
 
 
 class _Refused(Exception):
@@ -123,6 +129,26 @@ def _device_ids(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _tensors(value: Any) -> tuple[TensorSpec, ...]:
+    """What a model takes or gives, for the clients that ask: all of it, or none that misleads."""
+    expected = "a list of tensors, each with name, datatype and shape (a list; -1: any length)"
+    if not isinstance(value, list) or len(value) > _MAX_TENSORS:
+        raise _Refused(expected)
+    specs = []
+    for item in value:
+        if not isinstance(item, dict) or item.keys() != {"name", "datatype", "shape"}:
+            raise _Refused(expected)
+        name, datatype, shape = item["name"], item["datatype"], item["shape"]
+        if not isinstance(name, str) or not isinstance(datatype, str):
+            raise _Refused(expected)
+        if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+            raise _Refused(expected)
+        if not all(type(length) is int and -1 <= length <= _MAX_INT for length in shape):
+            raise _Refused(expected)
+        specs.append(TensorSpec(name, datatype, tuple(shape)))
+    return tuple(specs)
+
+
 _TORCHRUN_KEYS = {
     "nnodes": _Key("nnodes", _integer(minimum=1)),
     "nproc-per-node": _Key("nproc_per_node", _integer(minimum=1)),
@@ -157,6 +183,9 @@ _KEYS = {
     "sequenceTimeoutMSec": _Key("sequence_timeout_ms", _integer(" (milliseconds)")),
     "maxSequenceJobQueueSize": _Key("max_sequence_job_queue_size", _integer(minimum=1)),
     "maxNumSequence": _Key("max_num_sequence", _integer(minimum=1)),
+    # Ours: what the Open Inference API tells of the model and holds requests to.
+    "inputs": _Key("inputs", _tensors),
+    "outputs": _Key("outputs", _tensors),
 }
 
 

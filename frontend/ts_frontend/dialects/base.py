@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ts_frontend.control_plane import ControlPlane
 from ts_frontend.data_plane import DataPlane
@@ -12,6 +12,17 @@ from ts_frontend.health import Health
 from ts_frontend.http.request import Handler, HttpRequest
 from ts_frontend.http.router import Route
 from ts_frontend.tokens import KeyKind, TokenAuthority
+
+if TYPE_CHECKING:
+    from ts_frontend.grpc.service import Service
+
+
+class SequenceHeaders(NamedTuple):
+    """The names of the headers that tell a handler which sequence a request belongs to."""
+
+    id: bytes = b"ts_request_sequence_id"
+    start: bytes = b"ts_request_sequence_start"
+    end: bytes = b"ts_request_sequence_end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,7 @@ class Planes:
     is_model_api_enabled: bool = True
     is_open_inference_enabled: bool = False
     max_multipart_parts: int = 1000
+    sequence_headers: SequenceHeaders = field(default_factory=SequenceHeaders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,19 @@ class HttpRoutes:
             (*self.inference, *other.inference),
             (*self.management, *other.management),
             (*self.metrics, *other.metrics),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcServices:
+    """The gRPC services of one dialect by the port that serves them."""
+
+    inference: Sequence[Service] = field(default_factory=tuple)
+    management: Sequence[Service] = field(default_factory=tuple)
+
+    def __add__(self, other: GrpcServices) -> GrpcServices:
+        return GrpcServices(
+            (*self.inference, *other.inference), (*self.management, *other.management)
         )
 
 
@@ -61,3 +86,7 @@ class Dialect(Protocol):
     name: str
 
     def http_routes(self, planes: Planes) -> HttpRoutes: ...
+
+    def grpc_services(self, planes: Planes) -> GrpcServices:
+        """Called only if a gRPC port is to be opened: what it needs is imported inside."""
+        ...

@@ -97,6 +97,7 @@ class Settings:
     management_address: str = _key("http://127.0.0.1:8081", "Listener of the management API.")
     metrics_address: str = _key("http://127.0.0.1:8082", "Listener of the metrics API.")
     enable_metrics_api: bool = _key(True, "Serve the metrics API.")
+    enable_grpc: bool = _key(True, "Serve the gRPC APIs.")
     grpc_inference_address: str = _key("127.0.0.1", "Host of the inference gRPC service.")
     grpc_inference_port: int = _key(7070, "Port of the inference gRPC service.", **_PORT)
     grpc_management_address: str = _key("127.0.0.1", "Host of the management gRPC service.")

@@ -1,9 +1,9 @@
 """`ConcurrentWorker`: a worker whose handler runs many requests at once (`asyncCommunication`).
 
-Batches are sent as they form and answers come in any order, matched by request id. TorchServe lets a
-batch-level error hit everybody in the worker, enforces no response timeout and forgets who was on board
-when the worker dies; here an error hits the ids that its reply names, silence of the whole worker for
-responseTimeout ends it, and its death answers everybody.
+Batches are sent as they form and answers come in any order, matched by request id. TorchServe lets
+a batch-level error hit everybody in the worker, enforces no response timeout and forgets who was on
+board when the worker dies; here an error hits the ids that its reply names, silence of the whole
+worker for responseTimeout ends it, and its death answers everybody.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class ConcurrentWorker(Worker):
 
     @property
     def is_full(self) -> bool:
-        return len(self._in_worker) >= MAX_IN_FLIGHT
+        # A lost connection takes nothing either, though the worker has yet to hear of it.
+        return self._connection is None or len(self._in_worker) >= MAX_IN_FLIGHT
 
     @property
     def in_flight(self) -> int:

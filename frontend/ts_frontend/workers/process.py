@@ -10,6 +10,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from ts.protocol.log_lines import split_level
 
@@ -30,29 +31,22 @@ LineSink = Callable[[str, str], None]
 """Called with the stream's name ("stdout" or "stderr") and a line without its end."""
 
 
-class WorkerProcess:
+class WorkerProcess(asyncio.SubprocessProtocol):
     """One started process, in its own session so that its children can be ended with it.
 
     last_lines: the end of what it printed, for the message that says why it died.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, sink: LineSink) -> None:
-        self._process = process
+    def __init__(self, sink: LineSink) -> None:
         self._sink = sink
-        self._started = asyncio.Event()
-        self.reported_pid = process.pid
+        self.reported_pid = -1
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.was_killed_by_us = False
-        assert process.stdout is not None  # noqa: S101 - PIPE was asked for
-        assert process.stderr is not None  # noqa: S101
-        self._readers = [
-            asyncio.create_task(
-                self._read(process.stdout, "stdout"), name=f"stdout of {process.pid}"
-            ),
-            asyncio.create_task(
-                self._read(process.stderr, "stderr"), name=f"stderr of {process.pid}"
-            ),
-        ]
+        self._rest = {1: b"", 2: b""}  # of an unfinished line, by descriptor
+        self._is_listening = False
+        self._has_said_all = asyncio.Event()  # about its start: it listens, or never will
+        self._ended = asyncio.Event()
+        self._silent = asyncio.Event()  # both streams are closed
 
     @classmethod
     async def start(
@@ -63,7 +57,8 @@ class WorkerProcess:
         sink: LineSink,
     ) -> WorkerProcess:
         """Raises OSError if the program cannot be started."""
-        process = await asyncio.create_subprocess_exec(
+        _, process = await asyncio.get_running_loop().subprocess_exec(
+            lambda: cls(sink),
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -72,79 +67,87 @@ class WorkerProcess:
             cwd=working_dir,
             start_new_session=True,
         )
-        return cls(process, sink)
+        return process
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._transport.get_pid()
 
     @property
     def return_code(self) -> int | None:
         """As subprocess has it: negative for a signal; None while it runs."""
-        return self._process.returncode
+        return self._transport.get_returncode()
 
     async def wait_listening(self) -> bool:
         """True when the process has said that it listens, False when it closed a stream before."""
-        started = asyncio.create_task(self._started.wait())
-        try:
-            await asyncio.wait({started, *self._readers}, return_when=asyncio.FIRST_COMPLETED)
-            return self._started.is_set()
-        finally:
-            started.cancel()
+        await self._has_said_all.wait()
+        return self._is_listening
 
     async def wait_ended(self, timeout_s: float) -> int | None:
         """The return code, or None if it still runs after `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                return await self._process.wait()
-        return self._process.returncode
+                await self._ended.wait()
+        return self.return_code
 
     def kill(self) -> None:
         """End the process and what it started, at once."""
-        if self._process.returncode is None:
+        if self.return_code is None:
             self.was_killed_by_us = True
         # Its group may outlive it: a handler's own children are ended with it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Kill what is left, take its last words and its exit code."""
         self.kill()
-        await self._process.wait()
+        await self._ended.wait()
         # A grandchild that left the session may hold the pipes open: do not wait for it.
-        _, pending = await asyncio.wait(self._readers, timeout=LAST_WORDS_S)
-        for reader in pending:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
-        # It would keep our ends of such pipes; asyncio has no public way to close them.
-        self._process._transport.close()  # type: ignore[attr-defined]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._silent.wait()
+        self._transport.close()
 
-    async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
-        rest = b""
-        while chunk := await stream.read(MAX_LINE_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._lines(line, name)
-            if len(rest) >= MAX_LINE_BYTES:
-                self._line(rest[:MAX_LINE_BYTES], name)
-                rest = rest[MAX_LINE_BYTES:]
-        if rest:
-            self._lines(rest, name)
+    # asyncio.SubprocessProtocol
 
-    def _lines(self, raw: bytes, name: str) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        self.reported_pid = self.pid
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        *lines, rest = (self._rest[fd] + data).split(b"\n")
+        for line in lines:
+            self._lines(line, fd)
+        while len(rest) >= MAX_LINE_BYTES:
+            self._line(rest[:MAX_LINE_BYTES], fd)
+            rest = rest[MAX_LINE_BYTES:]
+        self._rest[fd] = rest
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if rest := self._rest.pop(fd):
+            self._line(rest, fd)
+        self._has_said_all.set()
+        if not self._rest:
+            self._silent.set()
+
+    def process_exited(self) -> None:
+        self._ended.set()
+
+    def _lines(self, raw: bytes, fd: int) -> None:
         for start in range(0, max(1, len(raw)), MAX_LINE_BYTES):
-            self._line(raw[start : start + MAX_LINE_BYTES], name)
+            self._line(raw[start : start + MAX_LINE_BYTES], fd)
 
-    def _line(self, raw: bytes, name: str) -> None:
+    def _line(self, raw: bytes, fd: int) -> None:
         line = raw.decode("utf-8", "replace").rstrip("\r")
-        if not self._started.is_set():
+        if not self._has_said_all.is_set():
             if match := PID_LINE.match(line):
                 self.reported_pid = int(match[3])
             elif STARTED_LINE.match(line):
-                self._started.set()
+                self._is_listening = True
+                self._has_said_all.set()
         if line and not line.startswith("[METRICS]"):
             self.last_lines.append(split_level(line)[1])
         try:
-            self._sink(name, line)
+            self._sink("stdout" if fd == 1 else "stderr", line)
         except Exception:  # a worker whose output nobody reads would stand still
             logger.exception("A line of worker %d could not be taken.", self.pid)

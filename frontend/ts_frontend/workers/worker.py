@@ -618,5 +618,5 @@ class Worker:
     def __repr__(self) -> str:
         return (
             f"<Worker {self.model.id.name}/{self.model.id.version} #{self.place.port} "
-            f"{self.state.name} pid={self.pid} batches={len(self._batches)}>"
+            f"{self.state.name} pid={self.pid} batches={self.in_flight}>"
         )

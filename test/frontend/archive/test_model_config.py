@@ -10,6 +10,7 @@ from ts_frontend.archive.model_config import (
     TorchRunConfig,
     parse_model_config,
 )
+from ts_frontend.core.model import TensorSpec
 
 
 def parse(text: str) -> tuple[ModelFileConfig | None, list[str]]:
@@ -272,3 +273,44 @@ def test_any_text_parses_or_is_ignored(text: str) -> None:
     config, warnings = parse(text)
     assert config is None or isinstance(config, ModelFileConfig)
     assert all(isinstance(warning, str) for warning in warnings)
+
+
+def test_tensors_of_a_model() -> None:
+    config, warnings = parse(
+        """
+        inputs:
+          - {name: image, datatype: FP32, shape: [-1, 3, 224, 224]}
+          - {name: text, datatype: BYTES, shape: []}
+        outputs: []
+        """
+    )
+    assert warnings == []
+    assert config is not None
+    assert config.inputs == (
+        TensorSpec("image", "FP32", (-1, 3, 224, 224)),
+        TensorSpec("text", "BYTES", ()),
+    )
+    assert config.outputs == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inputs: {a: 1}",
+        "inputs: [a]",
+        "inputs: [{name: a, datatype: FP32}]",
+        "inputs: [{name: a, datatype: FP32, shape: [1], more: 1}]",
+        "inputs: [{name: 1, datatype: FP32, shape: [1]}]",
+        "inputs: [{name: a, datatype: 32, shape: [1]}]",
+        "inputs: [{name: a, datatype: FP32, shape: 1}]",
+        "inputs: [{name: a, datatype: FP32, shape: [-2]}]",
+        "inputs: [{name: a, datatype: FP32, shape: [true]}]",
+        f"inputs: [{{name: a, datatype: FP32, shape: {[1] * 65}}}]",
+        f"inputs: [{'{name: a, datatype: FP32, shape: [1]}, ' * 1001}]",
+    ],
+)
+def test_tensors_that_mislead_are_left_out(text: str) -> None:
+    config, warnings = parse(text)
+    assert config == ModelFileConfig()
+    assert len(warnings) == 1
+    assert "inputs should be a list of tensors" in warnings[0]

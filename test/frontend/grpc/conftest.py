@@ -15,10 +15,7 @@ import uvloop
 from ts_frontend.grpc.server import GrpcServer
 from ts_frontend.grpc.service import Service, Status
 from ts_frontend.grpc.stubs.inference_pb2 import PredictionResponse, TorchServeHealthResponse
-from ts_frontend.grpc.stubs.inference_pb2_grpc import (
-    InferenceAPIsServiceStub,
-    add_InferenceAPIsServiceServicer_to_server,
-)
+from ts_frontend.grpc.stubs.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 from pathlib import Path
 
 import grpc
@@ -113,10 +114,15 @@ async def test_connections_have_an_age(serve, servicer, channel_to) -> None:
     assert await code_of(stub.Ping(Empty())) is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_tls(serve, servicer, pem) -> None:
+@pytest.fixture
+def trust(pem) -> bytes:
+    return Path(pem[0]).read_bytes()
+
+
+async def test_tls(serve, servicer, pem, trust) -> None:
     certificate, key = pem
     server = await serve(servicer.service(), tls=TlsFiles(certificate, key))
-    credentials = grpc.ssl_channel_credentials(Path(certificate).read_bytes())
+    credentials = grpc.ssl_channel_credentials(trust)
     async with grpc.aio.secure_channel(server.address, credentials) as channel:
         assert (await InferenceAPIsServiceStub(channel).Ping(Empty())).health == "fine"
     async with grpc.aio.insecure_channel(server.address) as channel:
@@ -130,7 +136,7 @@ async def test_unusable_pem_files_are_named(serve, servicer, pem, broken: str) -
     if broken == "missing":
         certificate = certificate + "x"
     elif broken == "empty":
-        Path(certificate).write_text("")
+        certificate = os.devnull
     else:
         certificate, key = key, certificate
     with pytest.raises(ConfigurationError, match=certificate):

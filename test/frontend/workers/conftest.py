@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parents[1]))  # fakes.py, worker_bench.py
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # fakes.py, worker_bench.py
 
 from worker_bench import Bench
 
@@ -33,7 +32,7 @@ def pytest_asyncio_loop_factories(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A signal cannot end a test that hangs in uvloop, so a thread has to."""
     for item in items:
-        if item.path.is_relative_to(HERE):
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.timeout(60, method="thread"))
 
 

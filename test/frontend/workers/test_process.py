@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from fakes import wait_until
+from fakes import turns, wait_until
 from worker_bench import is_running
 
 from ts_frontend.workers import process as process_module
@@ -205,12 +205,31 @@ async def test_a_grandchild_that_left_keeps_nobody_waiting(
 ) -> None:
     """It holds the pipes open and cannot be found; the worker has ended all the same."""
     monkeypatch.setattr(process_module, "LAST_WORDS_S", 0.05)
+    async with running("exit 0", tmp_path):
+        pass  # what the loop opens for all its processes
+    before = open_descriptors()
     async with asyncio.timeout(20):
-        async with running("setsid sleep 600 & echo $!; exit 1", tmp_path) as worker:
+        # It says that it has left before its parent ends; else it would be found all the same.
+        script = "setsid sh -c 'echo $$; : > left; exec sleep 600' & "
+        script += "while [ ! -e left ]; do :; done; exit 1"
+        async with running(script, tmp_path) as worker:
             (child,) = await wait_until(lambda: worker.lines["stdout"])
-            assert await worker.process.wait_ended(0.05) == 1
+            assert await worker.process.wait_ended(20) == 1
+        await turns()
         assert is_running(int(child))
+        assert open_descriptors() == before
     os.kill(int(child), signal.SIGKILL)
+
+
+def open_descriptors() -> set[str]:
+    """The pipes, sockets and files of this process; other tests leave threads with event fds."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one of this listing
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if not target.startswith("anon_inode:"):
+                found.add(f"{name} {target}")
+    return found
 
 
 async def test_it_reads_nothing_from_our_input(tmp_path: Path) -> None:

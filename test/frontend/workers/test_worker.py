@@ -533,6 +533,18 @@ async def test_an_idle_worker_owes_nothing(bench: Bench, scripted: Script) -> No
     assert pool.workers[0].restarts == 0
 
 
+async def test_a_new_process_does_not_owe_what_the_old_one_did(
+    bench: Bench, scripted: Script
+) -> None:
+    pool = await bench.serving(response_timeout_s=0.1)
+    loop = asyncio.get_running_loop()
+    scripted.then(leaves)
+    assert isinstance(await failure_of(ask(pool)), WorkerDied)
+    later_s = loop.time() + 0.2
+    await wait_until(lambda: loop.time() > later_s)
+    assert pool.workers[0].restarts == 1
+
+
 async def test_a_busy_worker_is_not_ended_for_an_old_batch(bench: Bench, scripted: Script) -> None:
     """One timer watches all batches; it must look at the newest one."""
     pool = await bench.serving(response_timeout_s=0.1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ts_frontend.core.errors import RouteNotFound
-from ts_frontend.dialects.base import HttpRoutes, Planes, guarded
+from ts_frontend.dialects.base import GrpcServices, HttpRoutes, Planes, guarded
 from ts_frontend.dialects.inference_http import send, to_inference_request
 from ts_frontend.dialects.json_body import respond_json
 from ts_frontend.http.request import HttpRequest
@@ -43,6 +43,9 @@ class KServeV1Dialect:
                 )
             ],
         )
+
+    def grpc_services(self, planes: Planes) -> GrpcServices:
+        return GrpcServices()  # the protocol has no gRPC form
 
 
 class KServeV1Api:

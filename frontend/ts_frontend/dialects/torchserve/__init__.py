@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ts_frontend.dialects.base import HttpRoutes, Planes, guarded
+from ts_frontend.dialects.base import GrpcServices, HttpRoutes, Planes, guarded
 from ts_frontend.dialects.json_body import respond_json
 from ts_frontend.dialects.torchserve import openapi as doc
 from ts_frontend.dialects.torchserve.routes import (
@@ -31,6 +31,11 @@ class TorchServeDialect:
             management=_described(planes.version, _management_routes(planes)),
             metrics=_described(planes.version, _metrics_routes(planes)),
         )
+
+    def grpc_services(self, planes: Planes) -> GrpcServices:
+        from ts_frontend.dialects.torchserve.servicer import services
+
+        return services(planes)
 
 
 def _described(version: str, routes: list[Route]) -> list[Route]:

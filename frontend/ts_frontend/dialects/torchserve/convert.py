@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from ts_frontend.control_plane import ModelReport, Registration, WorkerReport
+from ts_frontend.control_plane import ModelReport, Registration, Scaled, WorkerReport
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.dialects.torchserve.schema import ModelDescription, QueueStatus, WorkerItem
 from ts_frontend.http.request import HttpRequest
@@ -86,6 +86,44 @@ def page_bounds(request: HttpRequest) -> tuple[int, int]:
         limit = DEFAULT_PAGE
     offset = int_or(query.get("next_page_token"), 0)
     return limit, offset if offset is not None and offset >= 0 else 0
+
+
+def registered_text(scaled: Scaled) -> tuple[int, str]:
+    """How a registration went: the HTTP status, and in words."""
+    name, version = scaled.model.id
+    if scaled.workers == 0:
+        return 200, (
+            f'Model "{name}" Version: {version} registered with 0 initial workers. '
+            "Use scale workers API to add workers for the model."
+        )
+    return _outcome(
+        scaled,
+        f'Model "{name}" Version: {version} registered with {scaled.workers} initial workers',
+    )
+
+
+def scaled_text(
+    scaled: Scaled, name: str, version: str | None, min_workers: int | None
+) -> tuple[int, str]:
+    """How a scaling went: the HTTP status, and in words, the client's own for the version."""
+    suffix = f", version: {version}" if version is not None else ""
+    return _outcome(scaled, f"Workers scaled to {min_workers} for model: {name}{suffix}")
+
+
+def _outcome(scaled: Scaled, done: str) -> tuple[int, str]:
+    if not scaled.is_synchronous:
+        return 202, "Processing worker updates..."
+    if not scaled.is_complete:
+        return 206, "Workers scaling in progress..."
+    return 200, done
+
+
+def default_set_text(name: str, version: str) -> str:
+    return f'Default version successfully updated for model "{name}" to "{version}"'
+
+
+def unregistered_text(name: str) -> str:
+    return f'Model "{name}" unregistered'
 
 
 def describe(report: ModelReport, metadata: dict[str, Any] | None = None) -> ModelDescription:

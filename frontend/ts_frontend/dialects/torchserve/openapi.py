@@ -186,7 +186,7 @@ LIST_MODELS = Operation(
         Parameter(
             "limit",
             "Use this parameter to specify the maximum number of items to return.",
-            schema=_default(INTEGER, "100"),
+            schema=_default(INTEGER, 100),
         ),
         Parameter("next_page_token", "The token to retrieve the next set of results."),
     ),

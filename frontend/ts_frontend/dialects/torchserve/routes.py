@@ -6,7 +6,7 @@ written by `convert.Answer` when the worker's reply comes in. Management handler
 
 from __future__ import annotations
 
-from ts_frontend.control_plane import Scaled, parse_metadata
+from ts_frontend.control_plane import parse_metadata
 from ts_frontend.core.errors import InvalidArgument, MethodNotAllowed, RouteNotFound
 from ts_frontend.core.inference import InferenceRequest
 from ts_frontend.dialects.base import Planes
@@ -130,20 +130,8 @@ class ManagementApi:
         if not self._planes.is_model_api_enabled:
             raise MethodNotAllowed
         scaled = await self._control.register(convert.registration(request))
-        name, version = scaled.model.id
-        if scaled.workers == 0:
-            respond_status(
-                request,
-                f'Model "{name}" Version: {version} registered with 0 initial workers. '
-                "Use scale workers API to add workers for the model.",
-            )
-        else:
-            _respond_scaled(
-                request,
-                scaled,
-                f'Model "{name}" Version: {version} registered '
-                f"with {scaled.workers} initial workers",
-            )
+        status, text = convert.registered_text(scaled)
+        respond_status(request, text, status)
 
     async def describe(self, request: HttpRequest) -> None:
         name = request.params[0]
@@ -173,22 +161,20 @@ class ManagementApi:
         high = convert.int_or(query.get("max_worker"), low)
         is_synchronous = convert.is_true(query.get("synchronous"), False)
         scaled = await self._control.scale(name, version, low or 0, high or 0, is_synchronous)
-        suffix = f", version: {version}" if version is not None else ""
-        _respond_scaled(request, scaled, f"Workers scaled to {low} for model: {name}{suffix}")
+        status, text = convert.scaled_text(scaled, name, version, low)
+        respond_status(request, text, status)
 
     def set_default(self, request: HttpRequest) -> None:
         name, version = request.params
         self._control.set_default(name, version)
-        respond_status(
-            request, f'Default version successfully updated for model "{name}" to "{version}"'
-        )
+        respond_status(request, convert.default_set_text(name, version))
 
     async def unregister(self, request: HttpRequest) -> None:
         if not self._planes.is_model_api_enabled:
             raise MethodNotAllowed
         name = request.params[0]
         await self._control.unregister(name, request.params[1] if len(request.params) > 1 else None)
-        respond_status(request, f'Model "{name}" unregistered')
+        respond_status(request, convert.unregistered_text(name))
 
     def describe_model_api(self, request: HttpRequest) -> None:
         name = request.params[0]
@@ -216,15 +202,6 @@ class TokenApi:
         wanted = dict(request.query_params()).get("type", "")
         self._tokens.refresh(wanted, request.header(b"authorization"))
         request.respond(200, b"\n", content_type=JSON)
-
-
-def _respond_scaled(request: HttpRequest, scaled: Scaled, done: str) -> None:
-    if not scaled.is_synchronous:
-        respond_status(request, "Processing worker updates...", 202)
-    elif not scaled.is_complete:
-        respond_status(request, "Workers scaling in progress...", 206)
-    else:
-        respond_status(request, done)
 
 
 def model_path_missing(request: HttpRequest) -> None:

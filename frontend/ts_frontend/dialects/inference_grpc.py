@@ -1,0 +1,47 @@
+"""What the gRPC servicers of all dialects share."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import grpc
+
+from ts_frontend.core.clock import monotonic
+
+_STATUS_OF_HTTP = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    416: grpc.StatusCode.OUT_OF_RANGE,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def status_of_http(code: int) -> grpc.StatusCode:
+    """The gRPC form of a failure that a worker reports as an HTTP status (contract, gRPC section
+    5); never OK.
+    """
+    status = _STATUS_OF_HTTP.get(code)
+    if status is not None:
+        return status
+    if 400 <= code < 500:
+        return grpc.StatusCode.FAILED_PRECONDITION
+    return grpc.StatusCode.INTERNAL if 500 <= code < 600 else grpc.StatusCode.UNKNOWN
+
+
+def deadline_s(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
+    """When the client gives up, seconds on the monotonic clock; None: never."""
+    left_s = context.time_remaining()
+    return None if left_s is None else monotonic() + left_s
+
+
+def new_request_id() -> bytes:
+    return str(uuid.uuid4()).encode()

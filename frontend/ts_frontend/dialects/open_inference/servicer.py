@@ -1,0 +1,146 @@
+"""The protocol's gRPC form, under its standard name and under TorchServe's.
+
+The method names are the protocol's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from ts_frontend.core.errors import InvalidArgument, ModelError
+from ts_frontend.core.inference import InferenceRequest, Part
+from ts_frontend.core.model import Model
+from ts_frontend.dialects.base import GrpcServices, Planes
+from ts_frontend.dialects.inference_grpc import deadline_s, new_request_id
+from ts_frontend.dialects.json_body import JSON
+from ts_frontend.dialects.open_inference import convert, schema
+from ts_frontend.dialects.open_inference.grpc_convert import read_message, write_message
+from ts_frontend.dialects.open_inference.grpc_errors import status_of
+from ts_frontend.dialects.open_inference.metadata import TensorCatalog
+from ts_frontend.dialects.open_inference.routes import offloaded
+from ts_frontend.grpc.service import Service
+from ts_frontend.grpc.stubs import open_inference_grpc_pb2_grpc, open_inference_pb2_grpc
+from ts_frontend.grpc.stubs.open_inference_pb2 import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    ServerLiveRequest,
+    ServerLiveResponse,
+    ServerMetadataRequest,
+    ServerMetadataResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+STANDARD_SERVICE = "inference.GRPCInferenceService"
+TORCHSERVE_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+
+
+def services(planes: Planes) -> GrpcServices:
+    servicer = OpenInferenceServicer(planes)
+    return GrpcServices(
+        inference=[
+            Service(
+                STANDARD_SERVICE,
+                lambda server: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+                    servicer, server
+                ),
+                status_of,
+            ),
+            Service(
+                TORCHSERVE_SERVICE,
+                lambda server: (
+                    open_inference_grpc_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+                        servicer, server
+                    )
+                ),
+                status_of,
+            ),
+        ]
+    )
+
+
+class OpenInferenceServicer:
+    def __init__(self, planes: Planes) -> None:
+        self._planes = planes
+        self._catalog = TensorCatalog(planes.data)
+
+    async def ServerLive(self, request: ServerLiveRequest, context: Context) -> ServerLiveResponse:
+        return ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: ServerReadyRequest, context: Context
+    ) -> ServerReadyResponse:
+        return ServerReadyResponse(ready=self._planes.health.is_healthy)
+
+    async def ServerMetadata(
+        self, request: ServerMetadataRequest, context: Context
+    ) -> ServerMetadataResponse:
+        return ServerMetadataResponse(
+            name=schema.SERVER_NAME, version=self._planes.version, extensions=schema.EXTENSIONS
+        )
+
+    async def ModelReady(self, request: ModelReadyRequest, context: Context) -> ModelReadyResponse:
+        if not request.name:
+            raise InvalidArgument("Parameter name is required.")
+        model = self._model(request.name, request.version)
+        return ModelReadyResponse(ready=self._planes.health.has_wanted_workers(model))
+
+    async def ModelMetadata(
+        self, request: ModelMetadataRequest, context: Context
+    ) -> ModelMetadataResponse:
+        if not request.name:
+            raise InvalidArgument("Parameter model_name is required.")
+        model = self._model(request.name, request.version)
+        inputs, outputs = await self._catalog.tensors(model)
+        return ModelMetadataResponse(
+            name=model.id.name,
+            versions=[
+                other.id.version for other in self._planes.control.registry.versions(model.id.name)
+            ],
+            inputs=_messages(inputs),
+            outputs=_messages(outputs),
+        )
+
+    async def ModelInfer(self, request: ModelInferRequest, context: Context) -> ModelInferResponse:
+        if not request.model_name:
+            raise InvalidArgument("Parameter model_name is required.")
+        model = self._model(request.model_name, request.model_version)
+        until_s = deadline_s(context)
+        call = await offloaded(request.ByteSize(), read_message, request, model)
+        stream = self._planes.data.predict(
+            request.model_name,
+            request.model_version or None,
+            InferenceRequest(new_request_id(), [], [Part(b"body", JSON, call.body)]),
+            deadline_s=until_s,
+        )
+        chunks = await stream.wait_complete()
+        body = convert.joined(chunks)
+        if chunks[0].status >= 400:
+            raise ModelError(chunks[0].status, body[:1000].decode(errors="replace"))
+        return await offloaded(len(body), _answered, body, call, model)
+
+    def _model(self, name: str, version: str) -> Model:
+        return self._planes.data.resolve(name, version or None)
+
+
+def _answered(body: bytes, call: convert.InferCall, model: Model) -> ModelInferResponse:
+    return write_message(convert.read_answer(body), call, model)
+
+
+def _messages(
+    tensors: list[schema.TensorMetadata],
+) -> list[ModelMetadataResponse.TensorMetadata]:
+    return [
+        ModelMetadataResponse.TensorMetadata(
+            name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
+        )
+        for tensor in tensors
+    ]

@@ -1,0 +1,223 @@
+"""Elements of one tensor between their forms: JSON text, raw bytes, Python values.
+
+Every claim of a client (shape, size) is compared with the bytes that are really there before
+anything is made of them, so no claim can make the server allocate. Integers are Python's: products
+of dimensions do not overflow. Nothing here uses numpy; FP16 is known to `struct`, BF16 is the upper
+half of a FP32.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import json
+import math
+import re
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from ts_frontend.core.errors import InvalidArgument
+from ts_frontend.dialects.open_inference.schema import DATATYPES, Datatype
+
+MAX_DIMENSIONS = 64
+MAX_LENGTH = 2**63 - 1  # int64, the protocol's type of a dimension
+
+# A conversion that runs in a thread gives the event loop its turns between two of these.
+CHUNK = 1 << 15
+
+Buffer = bytes | bytearray | memoryview
+
+_EMPTY_LIST = re.compile(rb"\[\s*\]")
+_LENGTH = struct.Struct("<I")
+
+
+def datatype_of(name: str, datatype: str) -> Datatype:
+    """name: the tensor's, for the message. Raises InvalidArgument."""
+    known = DATATYPES.get(datatype)
+    if known is None:
+        raise InvalidArgument(
+            f'"{name}": unknown datatype "{datatype[:20]}"; known are {", ".join(DATATYPES)}'
+        )
+    return known
+
+
+def element_count(name: str, shape: Sequence[int]) -> int:
+    """The number of elements that a shape stands for. Raises InvalidArgument."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidArgument(f'"{name}": more than {MAX_DIMENSIONS} dimensions')
+    for length in shape:
+        if not 0 <= length <= MAX_LENGTH:
+            raise InvalidArgument(f'"{name}": a dimension cannot be {length}')
+    return math.prod(shape)
+
+
+# JSON text.
+
+
+def check_json(name: str, datatype: str, shape: Sequence[int], text: Buffer) -> None:
+    """That `text`, valid JSON, holds as many elements as `shape` says, of the right kind.
+
+    Numbers and booleans are not made into objects for that: in their text every comma separates two
+    elements, at whatever depth of nesting. Raises InvalidArgument.
+    """
+    datatype_of(name, datatype)
+    text = bytes(text)
+    if datatype == "BYTES":
+        count = sum(1 for _ in flatten(decode(name, text)))
+        # TorchServe's samples write [-1] for "as many as there are".
+        expected = count if list(shape) == [-1] else element_count(name, shape)
+    else:
+        expected = element_count(name, shape)
+        allowed = b"truefals01" if datatype == "BOOL" else b"0123456789eE+.-"
+        if text.translate(None, b" \t\r\n[]," + allowed):
+            kind = "booleans" if datatype == "BOOL" else "numbers"
+            raise InvalidArgument(f'"{name}": the data of {datatype} must be {kind}')
+        if _EMPTY_LIST.search(text):
+            count = sum(1 for _ in flatten(decode(name, text)))
+        else:
+            count = text.count(b",") + 1
+    if count != expected:
+        raise InvalidArgument(
+            f'"{name}": the shape {list(shape)} stands for {expected} elements, data has {count}'
+        )
+
+
+def decode(name: str, text: Buffer) -> Any:
+    """JSON text as values; Python's spellings of not-a-number and infinity are understood too.
+
+    Raises InvalidArgument.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        pass
+    except RecursionError:
+        raise InvalidArgument(f'"{name}": the data is nested too deeply') from None
+    try:
+        return json.loads(bytes(text))
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f'"{name}": the data is not JSON: {error}') from None
+
+
+def flatten(data: Any) -> Iterator[Any]:
+    """The leaves of nested lists, row by row."""
+    if not isinstance(data, list):
+        yield data
+        return
+    waiting = [iter(data)]
+    while waiting:
+        for item in waiting[-1]:
+            if isinstance(item, list):
+                waiting.append(iter(item))
+                break
+            yield item
+        else:
+            waiting.pop()
+
+
+def to_json(datatype: str, values: Sequence[Any]) -> bytes:
+    """The values as a flat JSON list; BYTES in base64, as TorchServe sends them to its workers."""
+    if datatype == "BYTES":
+        if not values:
+            return b"[]"
+        return b'["' + b'","'.join(map(base64.b64encode, values)) + b'"]'
+    is_float = DATATYPES[datatype].is_float
+    pieces = []
+    for start in range(0, len(values), CHUNK):
+        chunk = values[start : start + CHUNK]
+        if is_float and not math.isfinite(sum(chunk)):
+            # JSON has no such numbers; the worker reads Python's spelling of them.
+            text = json.dumps(chunk, separators=(",", ":")).encode()
+        else:
+            text = msgspec.json.encode(chunk)
+        pieces.append(text[1:-1])
+    return b"[" + b",".join(pieces) + b"]"
+
+
+# Raw bytes: row-major, little-endian, without padding.
+
+
+def from_raw(name: str, datatype: str, count: int, raw: Buffer) -> Sequence[Any]:
+    """The elements in `raw`, which must be exactly `count`. Raises InvalidArgument."""
+    size, code, _ = datatype_of(name, datatype)
+    if datatype == "BYTES":
+        return _split_bytes(name, count, raw)
+    if len(raw) != count * size:
+        raise InvalidArgument(
+            f'"{name}": {count} elements of {datatype} are {count * size} bytes, not {len(raw)}'
+        )
+    if datatype == "BF16":
+        wide = bytearray(2 * len(raw))
+        low_first = bytes(raw)
+        wide[2::4] = low_first[0::2]
+        wide[3::4] = low_first[1::2]
+        return struct.unpack(f"<{count}f", wide)
+    return struct.unpack(f"<{count}{code}", raw)
+
+
+def to_raw(datatype: str, values: Sequence[Any]) -> bytes:
+    """Raises ValueError, TypeError or OverflowError where a value does not fit the datatype."""
+    if datatype == "BYTES":
+        return b"".join(_LENGTH.pack(len(value)) + value for value in map(as_bytes, values))
+    if datatype == "BOOL":
+        return bytes(map(bool, values))
+    if datatype == "BF16":
+        return _to_bf16(values)
+    if datatype == "FP16":
+        return struct.pack(f"<{len(values)}e", *values)
+    packed = array.array(DATATYPES[datatype].code, values)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def as_bytes(value: Any) -> bytes:
+    """An element of a BYTES answer: text as it is, anything else as its JSON text."""
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+
+
+def _split_bytes(name: str, count: int, raw: Buffer) -> list[bytes]:
+    """Elements of BYTES, each behind its length."""
+    if count > len(raw) // _LENGTH.size:
+        raise InvalidArgument(f'"{name}": {count} elements of BYTES do not fit {len(raw)} bytes')
+    elements = []
+    position = 0
+    for _ in range(count):
+        if position + _LENGTH.size > len(raw):
+            raise InvalidArgument(f'"{name}": the raw contents end within an element')
+        (length,) = _LENGTH.unpack_from(raw, position)
+        position += _LENGTH.size
+        if length > len(raw) - position:
+            raise InvalidArgument(f'"{name}": the raw contents end within an element')
+        elements.append(bytes(raw[position : position + length]))
+        position += length
+    if position != len(raw):
+        raise InvalidArgument(
+            f'"{name}": {len(raw) - position} bytes are left after {count} elements'
+        )
+    return elements
+
+
+def _to_bf16(values: Sequence[Any]) -> bytes:
+    wide = struct.pack(f"<{len(values)}f", *values)
+    if any(wide[0::4]) or any(wide[1::4]):
+        wide = struct.pack(f"<{len(values)}I", *map(_round_to_bf16, _words(wide)))
+    narrow = bytearray(len(wide) // 2)
+    narrow[0::2] = wide[2::4]
+    narrow[1::2] = wide[3::4]
+    return bytes(narrow)
+
+
+def _words(wide: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(wide) // 4}I", wide)
+
+
+def _round_to_bf16(word: int) -> int:
+    """A FP32's bits, rounded to the nearest with an empty lower half, ties to even."""
+    if word & 0x7FFFFFFF > 0x7F800000:
+        return word | 0x00400000  # not a number stays none
+    return word + 0x7FFF + (word >> 16 & 1)

@@ -1,0 +1,108 @@
+"""What went wrong, in the words of TorchServe's gRPC services: a code, and a text of two lines, the
+message and the name of a Java class (contract, gRPC sections 2, 3 and 5).
+
+The two services differ: what the management service calls NOT_FOUND, the inference service calls
+INTERNAL. Clients test for either, so each has its table.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import grpc
+
+from ts_frontend.core import errors
+from ts_frontend.core.errors import ErrorKind, ModelError, ServingError
+from ts_frontend.dialects.inference_grpc import status_of_http
+from ts_frontend.grpc.service import Status
+
+Code = grpc.StatusCode
+
+BAD_REQUEST = "org.pytorch.serve.http.BadRequestException"
+INTERNAL_SERVER = "org.pytorch.serve.http.InternalServerException"
+MODEL_NOT_FOUND = "org.pytorch.serve.archive.model.ModelNotFoundException"
+VERSION_NOT_FOUND = "org.pytorch.serve.archive.model.ModelVersionNotFoundException"
+MODEL = "org.pytorch.serve.archive.model.ModelException"
+
+# What TorchServe prints where it meant a class, and clients have seen ever since.
+ODD_BAD_REQUEST = "BadRequestException.()"
+ODD_INTERNAL_SERVER = "InternalServerException.()"
+
+
+class Failure(NamedTuple):
+    code: grpc.StatusCode
+    message: str
+    marker: str
+
+    def status(self) -> Status:
+        return Status(self.code, f"{self.message}\n{self.marker}")
+
+
+class ModelApiDisabled(ServingError):
+    """Registering and unregistering are switched off."""
+
+    kind = ErrorKind.FORBIDDEN
+
+    def __init__(self) -> None:
+        super().__init__("Model API disabled")
+
+
+_INFERENCE: dict[ErrorKind, tuple[Code, str]] = {
+    ErrorKind.INVALID_ARGUMENT: (Code.INTERNAL, ODD_BAD_REQUEST),
+    ErrorKind.OVERLOADED: (Code.INTERNAL, ODD_INTERNAL_SERVER),
+    ErrorKind.UNAVAILABLE: (Code.INTERNAL, ODD_INTERNAL_SERVER),
+    # TorchServe leaves a late client without an answer.
+    ErrorKind.DEADLINE_EXCEEDED: (Code.DEADLINE_EXCEEDED, INTERNAL_SERVER),
+    ErrorKind.CANCELLED: (Code.CANCELLED, INTERNAL_SERVER),
+    # A worker killed for memory is 413 inside TorchServe, which gives this code.
+    ErrorKind.OUT_OF_MEMORY: (Code.RESOURCE_EXHAUSTED, INTERNAL_SERVER),
+}
+
+_INFERENCE_CLASSES: dict[type[ServingError], tuple[Code, str]] = {
+    errors.ModelNotFound: (Code.INTERNAL, MODEL_NOT_FOUND),
+    errors.ModelVersionNotFound: (Code.INTERNAL, VERSION_NOT_FOUND),
+}
+
+_MANAGEMENT_CLASSES: dict[type[ServingError], tuple[Code, str]] = {
+    errors.ModelNotFound: (Code.NOT_FOUND, MODEL_NOT_FOUND),
+    errors.ModelVersionNotFound: (Code.NOT_FOUND, VERSION_NOT_FOUND),
+    errors.InvalidArgument: (Code.INVALID_ARGUMENT, BAD_REQUEST),
+    errors.InvalidModel: (
+        Code.INVALID_ARGUMENT,
+        "org.pytorch.serve.archive.model.InvalidModelException",
+    ),
+    errors.ModelSetupFailed: (Code.INVALID_ARGUMENT, MODEL),
+    errors.ArchiveDownloadFailed: (
+        Code.INVALID_ARGUMENT,
+        "org.pytorch.serve.archive.DownloadArchiveException",
+    ),
+    ModelApiDisabled: (Code.PERMISSION_DENIED, MODEL),
+    # TorchServe does not expect the next three; its library then answers UNKNOWN, without a text.
+    errors.ModelConflict: (Code.UNKNOWN, "org.pytorch.serve.http.ConflictStatusException"),
+    errors.InvalidModelVersion: (
+        Code.UNKNOWN,
+        "org.pytorch.serve.http.InvalidModelVersionException",
+    ),
+    errors.DeadlineExceeded: (Code.UNKNOWN, "org.pytorch.serve.http.RequestTimeoutException"),
+    errors.NoWorker: (Code.INTERNAL, ODD_INTERNAL_SERVER),
+}
+
+
+def inference_failure(error: ServingError) -> Failure:
+    if isinstance(error, ModelError):
+        return Failure(status_of_http(error.code), error.message, INTERNAL_SERVER)
+    code, marker = _INFERENCE_CLASSES.get(type(error)) or _INFERENCE.get(
+        error.kind, (Code.INTERNAL, INTERNAL_SERVER)
+    )
+    return Failure(code, error.message, marker)
+
+
+def inference_status(error: ServingError) -> Status:
+    return inference_failure(error).status()
+
+
+def management_status(error: ServingError) -> Status:
+    if isinstance(error, ModelError):
+        return Failure(status_of_http(error.code), error.message, INTERNAL_SERVER).status()
+    code, marker = _MANAGEMENT_CLASSES.get(type(error), (Code.INTERNAL, INTERNAL_SERVER))
+    return Failure(code, error.message, marker).status()

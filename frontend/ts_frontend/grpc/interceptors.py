@@ -1,0 +1,172 @@
+"""What every gRPC call passes: the key, the error table of its service, the access log.
+
+The servicers behind raise `ServingError`s; no line of theirs speaks of status codes. A response
+stream is written with `context.write` in the servicer's own coroutine, never yielded, so that a
+client that leaves is heard of by the frame that owns the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from ts_frontend.core.errors import ServingError
+from ts_frontend.grpc.service import Status
+
+logger = logging.getLogger(__name__)
+
+Authorize = Callable[[bytes | None], None]
+"""Gets the value of the `authorization` metadata; raises ServingError."""
+
+OnFinished = Callable[[str, str, int, float], None]
+"""Gets the client ("/127.0.0.1:64003"), "package.Service/Method", the status and the seconds."""
+
+_Behaviour = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
+
+FAULT = Status(grpc.StatusCode.INTERNAL, "Internal server error; the server's log has the details.")
+
+
+class Doorkeeper(grpc.aio.ServerInterceptor):
+    """Stands in front of all services of one server.
+
+    status_of:  error table by service name.
+    authorize:  None: no key is asked for.
+    open_services: need no key.
+    """
+
+    def __init__(
+        self,
+        status_of: Mapping[str, Callable[[ServingError], Status]],
+        authorize: Authorize | None = None,
+        open_services: frozenset[str] = frozenset(),
+        on_finished: OnFinished | None = None,
+    ) -> None:
+        self._status_of = status_of
+        self._authorize = authorize
+        self._open_services = open_services
+        self._on_finished = on_finished
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method: str = handler_call_details.method
+        service = method[1:].rpartition("/")[0]
+        if self._authorize is not None and service not in self._open_services:
+            try:
+                self._authorize(_authorization(handler_call_details))
+            except ServingError as error:
+                return _refusal(error.message)
+        guarded = self._guarded.get(method)
+        if guarded is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None  # no such method
+            guarded = self._guarded[method] = self._guard(method[1:], service, handler)
+        return guarded
+
+    def _guard(
+        self, method: str, service: str, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        serializers = (handler.request_deserializer, handler.response_serializer)
+        if handler.unary_unary:
+            call = self._call(method, service, handler.unary_unary)
+            return grpc.unary_unary_rpc_method_handler(call, *serializers)
+        if handler.unary_stream:
+            call = self._call(method, service, _written(handler.unary_stream))
+            return grpc.unary_stream_rpc_method_handler(call, *serializers)
+        if handler.stream_unary:
+            call = self._call(method, service, handler.stream_unary)
+            return grpc.stream_unary_rpc_method_handler(call, *serializers)
+        call = self._call(method, service, _written(handler.stream_stream))
+        return grpc.stream_stream_rpc_method_handler(call, *serializers)
+
+    def _call(self, method: str, service: str, behaviour: Any) -> Any:
+        status_of = self._status_of.get(service, _unexpected)
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            started_s = time.monotonic()
+            code = grpc.StatusCode.OK
+            try:
+                return await behaviour(request, context)
+            except ServingError as error:
+                code, text = status_of(error)
+                await context.abort(code, text)
+            except grpc.aio.AbortError:
+                code = _as_code(context.code())
+                raise
+            except asyncio.CancelledError:
+                left_s = context.time_remaining()
+                is_late = left_s is not None and left_s <= 0
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
+                raise
+            except Exception:
+                logger.exception("A call of %s failed by a fault of the server.", method)
+                code = FAULT.code
+                await context.abort(*FAULT)
+            finally:
+                if self._on_finished is not None:
+                    seconds = time.monotonic() - started_s
+                    self._on_finished(remote(context.peer()), method, code.value[0], seconds)
+
+        return call
+
+
+def remote(peer: str) -> str:
+    """A client's address as the access log writes it: `ipv4:127.0.0.1:64003` becomes
+    `/127.0.0.1:64003`.
+    """
+    family, _, address = peer.partition(":")
+    return f"/{unquote(address)}" if family in ("ipv4", "ipv6") else family or "unknown"
+
+
+def _authorization(details: grpc.HandlerCallDetails) -> bytes | None:
+    for key, value in details.invocation_metadata:
+        if key == "authorization":
+            return value.encode() if isinstance(value, str) else value
+    return None
+
+
+def _refusal(text: str) -> grpc.RpcMethodHandler[Any, Any]:
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, text)
+
+    # The streaming form fits every method: it does not wait for the request that a client of the
+    # others may never finish.
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _written(behaviour: Any) -> _Behaviour:
+    """A streaming behaviour as a coroutine, if it is a generator (those of the reflection are)."""
+
+    async def write(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        answer = behaviour(request, context)
+        if not hasattr(answer, "__aiter__"):
+            await answer
+            return
+        async for message in answer:
+            await context.write(message)
+
+    return write
+
+
+def _unexpected(error: ServingError) -> Status:
+    return Status(grpc.StatusCode.INTERNAL, error.message)
+
+
+def _as_code(code: Any) -> grpc.StatusCode:
+    """`context.code()` is a number or a StatusCode, by the version of grpcio."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    codes = (known for known in grpc.StatusCode if known.value[0] == code)
+    return next(codes, grpc.StatusCode.UNKNOWN)

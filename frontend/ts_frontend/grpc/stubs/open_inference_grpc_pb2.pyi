@@ -1,0 +1,19 @@
+from ts_frontend.grpc.stubs import open_inference_pb2 as _open_inference_pb2
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+from ts_frontend.grpc.stubs.open_inference_pb2 import ServerLiveRequest as ServerLiveRequest
+from ts_frontend.grpc.stubs.open_inference_pb2 import ServerLiveResponse as ServerLiveResponse
+from ts_frontend.grpc.stubs.open_inference_pb2 import ServerReadyRequest as ServerReadyRequest
+from ts_frontend.grpc.stubs.open_inference_pb2 import ServerReadyResponse as ServerReadyResponse
+from ts_frontend.grpc.stubs.open_inference_pb2 import ModelReadyRequest as ModelReadyRequest
+from ts_frontend.grpc.stubs.open_inference_pb2 import ModelReadyResponse as ModelReadyResponse
+from ts_frontend.grpc.stubs.open_inference_pb2 import ServerMetadataRequest as ServerMetadataRequest
+from ts_frontend.grpc.stubs.open_inference_pb2 import ServerMetadataResponse as ServerMetadataResponse
+from ts_frontend.grpc.stubs.open_inference_pb2 import ModelMetadataRequest as ModelMetadataRequest
+from ts_frontend.grpc.stubs.open_inference_pb2 import ModelMetadataResponse as ModelMetadataResponse
+from ts_frontend.grpc.stubs.open_inference_pb2 import ModelInferRequest as ModelInferRequest
+from ts_frontend.grpc.stubs.open_inference_pb2 import ModelInferResponse as ModelInferResponse
+from ts_frontend.grpc.stubs.open_inference_pb2 import InferParameter as InferParameter
+from ts_frontend.grpc.stubs.open_inference_pb2 import InferTensorContents as InferTensorContents
+
+DESCRIPTOR: _descriptor.FileDescriptor
