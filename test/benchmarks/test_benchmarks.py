@@ -453,8 +453,9 @@ class TestPlan:
     def test_how_long_it_takes(self) -> None:
         plan = Plan((), (WORKS["W1-1"], WORKS["W1-16"]), rounds=2, seconds=10, warmup_s=1)
         # Two servers start once each and are warmed up and measured for both works.
-        assert estimate_s(plan, {"W1-1": 2, "W1-16": 2}) == pytest.approx(
-            2 * 3.5 + 2 * 2 * 1 + 2 * 2 * 2 * 10.3
+        servers = [kind(name)(server_named(name)) for name in ("floor", "torchserve")]
+        assert estimate_s(plan, {"W1-1": servers, "W1-16": servers}) == pytest.approx(
+            2 * 3.5 + servers[1].first_warmup_s + 2 * 2 * 1 + 2 * 2 * 2 * 10.3
         )
 
 

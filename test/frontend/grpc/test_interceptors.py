@@ -119,6 +119,21 @@ async def test_the_services_table_translates_errors(serve, servicer, channel_to)
         )
 
 
+@pytest.mark.parametrize("character", ["x", "\n", "\U0001f600"])
+async def test_a_text_that_quotes_too_much_is_shortened(
+    serve, servicer, channel_to, character: str
+) -> None:
+    async def refuse(context) -> None:
+        raise InvalidArgument(f"start {character * 100_000} end")
+
+    servicer.ping = refuse
+    code, details = await status_of(CALLS["Ping"](channel_to(await serve(servicer.service()))))
+    assert code is grpc.StatusCode.ABORTED
+    assert details.startswith("told: start ")
+    assert details.endswith(" end")
+    assert len(details) < 1000
+
+
 async def test_our_own_bug_stays_in_the_log(serve, servicer, channel_to, caplog) -> None:
     async def stumble(context) -> None:
         raise KeyError("/secret/path")

@@ -127,7 +127,8 @@ async def test_tls(serve, servicer, pem, trust) -> None:
         assert (await InferenceAPIsServiceStub(channel).Ping(Empty())).health == "fine"
     async with grpc.aio.insecure_channel(server.address) as channel:
         code = await code_of(InferenceAPIsServiceStub(channel).Ping(Empty(), timeout=10))
-        assert code is grpc.StatusCode.UNAVAILABLE
+        # grpc itself refuses: the connection if the port is closed already, else the call.
+    assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 @pytest.mark.parametrize("broken", ["missing", "empty", "swapped"])
@@ -161,7 +162,9 @@ async def test_stop_lets_a_running_call_finish_and_takes_no_new_one(
     servicer.ping = None
     async with grpc.aio.insecure_channel(server.address) as late:
         code = await code_of(InferenceAPIsServiceStub(late).Ping(Empty()))
-    assert code is grpc.StatusCode.UNAVAILABLE
+    # Refused at the port, or behind it where the port was not closed yet.
+    assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert servicer.seen == ["Ping"]
     assert not stopping.done()
     gate.set()
     assert (await running).health == "fine"

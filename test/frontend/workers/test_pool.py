@@ -659,7 +659,7 @@ STEPS = st.lists(
 BEHAVIOURS = [holds, leaves, fails(500, "no"), streams(b"1", b"2", b"3"), holds]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(STEPS, st.integers(1, 3), st.sampled_from([0, 300]), st.booleans())
 def test_every_job_ends_once_whatever_happens(
     steps: list[tuple[str, int]], batch_size: int, window_s: float, is_fast: bool

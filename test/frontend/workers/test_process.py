@@ -137,7 +137,7 @@ async def test_who_cannot_take_a_line_does_not_stop_the_worker(
         raise ValueError("cannot take it")
 
     process = await WorkerProcess.start(
-        ["/bin/sh", "-c", "seq 3; echo 'Torch worker started.'; seq 50000; exit 7"],
+        ["/bin/sh", "-c", "seq 3; echo 'Torch worker started.'; seq 15000; exit 7"],
         {"PATH": os.environ["PATH"]},
         str(tmp_path),
         take,
