@@ -210,7 +210,7 @@ def _list(plan: Plan) -> int:
     able = {}
     for work in plan.works:
         reasons = {server.name: server.why_not(work) for server in present}
-        able[work.id] = sum(not reason for reason in reasons.values())
+        able[work.id] = [server for server in present if not reasons[server.name]]
         print(f"  {work.id:<12} {work.title}")
         for name, reason in reasons.items():
             if reason:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -470,21 +470,20 @@ def _limits(limits: NoiseLimits) -> str:
     )
 
 
-def estimate_s(plan: Plan, servers_per_work: dict[str, int]) -> float:
-    """About how long the plan takes if no round is noisy."""
-    start_s, overhead_s, stop_s = 3.0, 0.3, 0.5
+def estimate_s(plan: Plan, servers: Mapping[str, Sequence[ServerKind]]) -> float:
+    """About how long the plan takes if no round is noisy. servers: id of a work -> who does it."""
+    one_start_s, overhead_s = 3.5, 0.3
     total = 0.0
     for works in by_deployment(plan.works):
         for number, work in enumerate(works):
-            servers = servers_per_work.get(work.id, 0)
-            one_start_s = start_s + stop_s
+            count = len(servers[work.id])
+            first_warmup_s = sum(each.first_warmup_s for each in servers[work.id])
             if work.measure is Measure.START:
-                total += plan.rounds * servers * (one_start_s + plan.settle_s + _IDLE_S)
+                total += plan.rounds * count * (one_start_s + plan.settle_s + _IDLE_S)
                 continue
             loads = 2 if work.measure is Measure.STREAM else 1
-            total += plan.rounds * servers * (plan.seconds * loads + overhead_s)
-            if plan.is_fresh:
-                total += plan.rounds * servers * (one_start_s + plan.warmup_s)
-            else:
-                total += servers * (plan.warmup_s + (one_start_s if number == 0 else 0))
+            total += plan.rounds * count * (plan.seconds * loads + overhead_s)
+            starts = plan.rounds if plan.is_fresh else int(number == 0)
+            total += starts * (count * one_start_s + (first_warmup_s if plan.warmup_s else 0))
+            total += (plan.rounds if plan.is_fresh else 1) * count * plan.warmup_s
     return total

@@ -106,7 +106,7 @@ class Service:
                     request_header[name] = {"content-type": content_type}
                 else:
                     row[name] = body
-                    request_header[name] = {"content-type": None}
+                    request_header[name] = {"content-type": ""}
             for raw_name, raw_value in headers:
                 try:
                     request_header[raw_name.decode()] = raw_value.decode()

@@ -47,11 +47,12 @@ class HealthServicer:
     async def Watch(self, request: HealthCheckRequest, context: Context) -> None:
         told: int | None = None
         while True:
+            is_stopping = self._stopping.is_set()  # before the write, which may wait
             status = self._status(request.service)
             if status != told:
                 await context.write(HealthCheckResponse(status=status))
                 told = status
-            if self._stopping.is_set():
+            if is_stopping:
                 return
             try:
                 async with asyncio.timeout(WATCH_INTERVAL_S):

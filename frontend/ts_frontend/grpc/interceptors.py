@@ -29,6 +29,9 @@ OnFinished = Callable[[str, str, int, float], None]
 
 _Behaviour = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
 
+# gRPC allows 8 KiB of trailers by default, and writes some characters as twelve.
+MAX_QUOTED = 300
+
 FAULT = Status(grpc.StatusCode.INTERNAL, "Internal server error; the server's log has the details.")
 
 
@@ -101,7 +104,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
                 return await behaviour(request, context)
             except ServingError as error:
                 code, text = status_of(error)
-                await context.abort(code, text)
+                await context.abort(code, _shortened(text))
             except grpc.aio.AbortError:
                 code = _as_code(context.code())
                 raise
@@ -158,6 +161,13 @@ def _written(behaviour: Any) -> _Behaviour:
             await context.write(message)
 
     return write
+
+
+def _shortened(text: str) -> str:
+    """A text may quote what the client sent; one over some kilobytes would not reach it at all."""
+    if len(text) <= 2 * MAX_QUOTED:
+        return text
+    return f"{text[:MAX_QUOTED]} ... {text[-MAX_QUOTED:]}"
 
 
 def _unexpected(error: ServingError) -> Status:

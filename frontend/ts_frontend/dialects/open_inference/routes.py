@@ -4,9 +4,7 @@ versions, metadata, readiness of a model, binary tensors).
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Sequence
 
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.inference import PREDICT_HEADER, InferenceRequest, Part, ResponseChunk
@@ -16,18 +14,13 @@ from ts_frontend.dialects.json_body import JSON, respond_json
 from ts_frontend.dialects.open_inference import convert, schema
 from ts_frontend.dialects.open_inference.errors import answer_error
 from ts_frontend.dialects.open_inference.metadata import TensorCatalog
+from ts_frontend.dialects.open_inference.offload import offloaded
 from ts_frontend.http.request import Handler, HttpRequest
 from ts_frontend.http.router import Route
 from ts_frontend.tokens import KeyKind
 
 OCTETS = b"application/octet-stream"
 HEADER_LENGTH = b"Inference-Header-Content-Length"
-
-# From here on a conversion takes milliseconds; it then runs in a thread, in pieces.
-OFFLOAD_BYTES = 128 * 1024
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 def routes(planes: Planes) -> HttpRoutes:
@@ -143,15 +136,6 @@ async def _answer(
 
 def _rewritten(body: bytes, call: convert.InferCall, model: Model) -> tuple[bytes, int | None]:
     return convert.write_http(convert.read_answer(body), call, model)
-
-
-async def offloaded(
-    size: int, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
-) -> _T:
-    """What `function` returns; in a thread if its work, `size` bytes, would hold up the others."""
-    if size < OFFLOAD_BYTES:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def _name_and_version(request: HttpRequest) -> tuple[str, str | None]:

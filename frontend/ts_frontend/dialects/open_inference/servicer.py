@@ -19,7 +19,7 @@ from ts_frontend.dialects.open_inference import convert, schema
 from ts_frontend.dialects.open_inference.grpc_convert import read_message, write_message
 from ts_frontend.dialects.open_inference.grpc_errors import status_of
 from ts_frontend.dialects.open_inference.metadata import TensorCatalog
-from ts_frontend.dialects.open_inference.routes import offloaded
+from ts_frontend.dialects.open_inference.offload import offloaded
 from ts_frontend.grpc.service import Service
 from ts_frontend.grpc.stubs import open_inference_grpc_pb2_grpc, open_inference_pb2_grpc
 from ts_frontend.grpc.stubs.open_inference_pb2 import (

@@ -124,7 +124,7 @@ class ManagementApi:
         limit, offset = convert.page_bounds(request)
         page = self._control.list_models(limit, offset)
         items = [ModelItem(model.id.name, model.url) for model in page.models]
-        respond_json(request, ModelList(items, page.next_token))
+        respond_json(request, ModelList(next_page_token=page.next_token, models=items))
 
     async def register(self, request: HttpRequest) -> None:
         if not self._planes.is_model_api_enabled:

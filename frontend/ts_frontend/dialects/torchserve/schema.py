@@ -16,9 +16,9 @@ class ModelItem(msgspec.Struct, rename="camel"):
     model_url: str
 
 
-class ModelList(msgspec.Struct, rename="camel", omit_defaults=True):
-    models: list[ModelItem]
+class ModelList(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     next_page_token: str | None = None
+    models: list[ModelItem]
 
 
 class WorkerItem(msgspec.Struct, rename="camel"):

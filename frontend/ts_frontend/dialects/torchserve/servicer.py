@@ -174,7 +174,7 @@ class ManagementServicer:
         limit = request.limit if 0 < request.limit <= convert.DEFAULT_PAGE else convert.DEFAULT_PAGE
         page = self._control.list_models(limit, max(0, request.next_page_token))
         items = [ModelItem(model.id.name, model.url) for model in page.models]
-        return _document(ModelList(items, page.next_token))
+        return _document(ModelList(next_page_token=page.next_token, models=items))
 
     async def RegisterModel(
         self, request: RegisterModelRequest, context: Context
