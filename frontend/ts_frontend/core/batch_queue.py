@@ -61,13 +61,16 @@ class BatchQueue:
         if not waiting:
             self._since_s = None
             return None
-        if self._since_s is None:
-            self._since_s = now_s
-        decision = self.policy.decide(waiting, self._since_s, now_s)
-        if not isinstance(decision, Take):
-            return decision
-        self._since_s = None
-        batch = [waiting.popleft() for _ in range(decision.size)]
+        if self.policy.size == 1:
+            batch = [waiting.popleft()]  # nothing to decide, and the most usual case
+        else:
+            if self._since_s is None:
+                self._since_s = now_s
+            decision = self.policy.decide(waiting, self._since_s, now_s)
+            if not isinstance(decision, Take):
+                return decision
+            self._since_s = None
+            batch = [waiting.popleft() for _ in range(decision.size)]
         for job in batch:
             job.state = JobState.RUNNING
             job.holder = None  # until its worker takes it

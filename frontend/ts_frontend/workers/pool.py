@@ -58,7 +58,10 @@ class WorkerPool:
     @property
     def can_serve(self) -> bool:
         """Whether a request may wait here: some worker serves or may yet come back."""
-        return any(worker.is_healthy for worker in self.workers)
+        for worker in self.workers:  # noqa: SIM110 - on every request a generator costs double
+            if worker.is_healthy:
+                return True
+        return False
 
     @property
     def has_idle_worker(self) -> bool:
@@ -107,8 +110,8 @@ class WorkerPool:
             queue_ms = waited_s * 1000
             if job.meters is not None:
                 job.meters.queue_us.value += waited_s * 1e6
-        self._meters.batch(queue_ms, 0.0)
         worker.run_batch(batch)
+        self._meters.batch(queue_ms, (monotonic() - now_s) * 1000)
 
     def _feed_at(self, time_s: float, now_s: float) -> None:
         if self._timer is None:
