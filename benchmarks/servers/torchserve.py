@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -62,7 +63,7 @@ class TorchServeCommand(ServerKind):
         store = folder / "store"
         store.mkdir()
         if deployment.archive:
-            shutil.copy(deployment.archive, store / f"{self.model}.mar")
+            copy_archive(Path(deployment.archive), store / f"{self.model}.mar", deployment)
         else:
             archive_task(deployment.task, self.model, folder, store)
         settings = {
@@ -150,6 +151,29 @@ def archive_task(task: str, model: str, folder: Path, store: Path) -> None:
             export_path=str(store),
         )
     )
+
+
+def copy_archive(source: Path, target: Path, deployment: Deployment) -> None:
+    """Copy an archive with the deployment's batches and workers in its model-config.yaml, if it has
+    one: what stands there would win over what the server is told.
+    """
+    import yaml
+
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        manifest = json.loads(old.read("MAR-INF/MANIFEST.json"))
+        config = manifest["model"].get("configFile")
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename == config:
+                settings = yaml.safe_load(content) or {}
+                settings |= {
+                    "minWorkers": deployment.workers,
+                    "maxWorkers": deployment.workers,
+                    "batchSize": deployment.batch_size,
+                    "maxBatchDelay": deployment.max_batch_delay_ms,
+                }
+                content = yaml.safe_dump(settings).encode()
+            new.writestr(entry, content)
 
 
 class TorchServe(TorchServeCommand):

@@ -5,13 +5,16 @@ and short runs against the floor.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import machine, payloads, report
 from benchmarks.floor import worker as floor_worker
@@ -42,6 +45,7 @@ from benchmarks.servers.base import (
     ServerOptions,
     StartFailed,
 )
+from benchmarks.servers.torchserve import copy_archive
 from benchmarks.spread import Spread, percentile, significant
 from benchmarks.works import FAMILIES, WORKS, Deployment, Work, by_deployment, grid, select
 
@@ -616,6 +620,27 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Echo).serve_forever()
 """
+
+
+def test_an_archive_keeps_all_but_its_batches_and_workers(tmp_path: Path) -> None:
+    config = "batchSize: 2\nresponseTimeout: 7\nhandler: {a: b}\n"
+    with zipfile.ZipFile(tmp_path / "old.mar", "w") as archive:
+        manifest = {"model": {"modelName": "m", "configFile": "c.yaml"}}
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        archive.writestr("c.yaml", config)
+        archive.writestr("weights", b"123")
+    copy_archive(tmp_path / "old.mar", tmp_path / "new.mar", Deployment(batch_size=8, workers=3))
+    with zipfile.ZipFile(tmp_path / "new.mar") as archive:
+        assert archive.read("weights") == b"123"
+        assert json.loads(archive.read("MAR-INF/MANIFEST.json")) == manifest
+        assert yaml.safe_load(archive.read("c.yaml")) == {
+            "minWorkers": 3,
+            "maxWorkers": 3,
+            "batchSize": 8,
+            "maxBatchDelay": 5,
+            "responseTimeout": 7,
+            "handler": {"a": "b"},
+        }
 
 
 @LINUX
