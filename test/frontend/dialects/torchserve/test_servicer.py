@@ -302,8 +302,8 @@ async def test_a_fast_client_is_held_back(grpc_api, fakes) -> None:
 
     writing = asyncio.ensure_future(write())
     await wait_until(lambda: model.jobs)
-    # How much sockets and grpc's windows hold differs by machine. That writing comes to a stop, long
-    # before a client that is not held back would (it writes hundreds a second), does not.
+    # How much sockets and grpc's windows hold differs by machine. That writing comes to a stop
+    # long before a client that is not held back would, which writes hundreds a second, does not.
     seen: deque[int] = deque(maxlen=100)
 
     def has_come_to_a_stop() -> bool:
