@@ -139,6 +139,7 @@ class ControlPlane:
         self._watchers: set[asyncio.Task[None]] = set()
         self._on_registered = on_registered
         self.on_changed: Callable[[], None] = lambda: None
+        self.memory_bytes_of: Callable[[int], int] = lambda pid: 0  # a worker's resident bytes
 
     # Register.
 
@@ -424,7 +425,22 @@ class ControlPlane:
             model,
             pool.min_workers,
             pool.max_workers,
-            [_worker_report(worker) for worker in pool.workers],
+            [self._worker_report(worker) for worker in pool.workers],
+        )
+
+    def _worker_report(self, worker: Worker) -> WorkerReport:
+        pid = worker.pid
+        return WorkerReport(
+            id=worker.place.port,
+            started_at=worker.started_at,
+            is_ready=worker.state is WorkerState.READY,
+            state=worker.state.value,
+            pid=pid,
+            memory_bytes=self.memory_bytes_of(pid) if pid > 0 else 0,
+            gpu=worker.place.gpu,
+            gpu_usage=worker.gpu_usage,
+            restarts=worker.restarts,
+            last_failure=worker.last_failure,
         )
 
     async def close(self, grace_s: float) -> None:
@@ -445,21 +461,6 @@ def parse_metadata(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _worker_report(worker: Worker) -> WorkerReport:
-    return WorkerReport(
-        id=worker.place.port,
-        started_at=worker.started_at,
-        is_ready=worker.state is WorkerState.READY,
-        state=worker.state.value,
-        pid=worker.pid,
-        memory_bytes=worker.memory_bytes,
-        gpu=worker.place.gpu,
-        gpu_usage=worker.gpu_usage,
-        restarts=worker.restarts,
-        last_failure=worker.last_failure,
-    )
 
 
 def _name_and_location(entry: str) -> tuple[str | None, str]:

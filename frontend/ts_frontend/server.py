@@ -91,6 +91,7 @@ class Server:
         self._addresses: list[tuple[str, str]] = []
         self._access_log = AccessLog(write_access_lines)
         self._system = self._new_system_metrics()
+        self.control.memory_bytes_of = self._system.memory_usage
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_requested = asyncio.Event()
         self._socket_dir = ""

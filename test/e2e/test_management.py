@@ -48,6 +48,7 @@ def test_register_describe_scale_unregister(server: RunningServer) -> None:
         *("maxSequenceJobQueueSize", "loadedAtStartup", "workers", "jobQueueStatus"),
     ]
     assert [worker["status"] for worker in described["workers"]] == ["READY", "READY"]
+    assert all(worker["memoryUsage"] > 1_000_000 for worker in described["workers"])
 
     asynchronous = server.session.put(
         f"{server.management}/models/echo", params={"min_worker": 1, "max_worker": 1}, timeout=60

@@ -181,8 +181,7 @@ class Worker:
         self._drained.set()
         self._due_s: float | None = None
         self._watch: asyncio.TimerHandle | None = None
-        # Filled in by the system metrics' collector.
-        self.memory_bytes = 0
+        # Nobody measures it yet.
         self.gpu_usage = "failed to obtained gpu usage"  # TorchServe's own words
         self._recovery_started_s: float | None = None
 
