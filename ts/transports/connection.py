@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from typing import Any
@@ -30,6 +31,8 @@ class FrontendConnection:
         self._socket = sock
         self._reader = CommandReader()
         self._write_lock = threading.Lock()
+        self._arrival = select.poll()
+        self._arrival.register(sock, select.POLLIN)
         # One buffer for all reads: a fresh one for each would cost more than the call.
         self._space = memoryview(bytearray(RECEIVE_BYTES))
 
@@ -39,7 +42,12 @@ class FrontendConnection:
         Raises FrontendDisconnected, or ProtocolError for bytes that are no command.
         """
         while (command := self._reader.next()) is None:
-            self._receive(0)
+            try:
+                self._receive(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                # Not a blocking read: Linux wakes the reader of a Unix socket also when the other
+                # side has read what was sent, for nothing. A poll tells the two apart.
+                self._arrival.poll()
         return command
 
     def receive_ready(self) -> None:
