@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
@@ -93,8 +94,7 @@ def _encode_items(
     if code == 200 and message == SUCCESS_MESSAGE:
         add(_SUCCESS_HEAD)
     else:
-        add(pack_int(code))
-        add(encode_field(message.encode("utf-8", "replace")))
+        add(_reply_head(code, message))
     criteria = None if context is None else context.stopping_criteria
     small = SMALL_INTS
     body: Buffer
@@ -119,7 +119,12 @@ def _encode_items(
             status, phrase = context.get_response_status(idx)
             add(encode_int(status))
             add(encode_field(phrase.encode()) if phrase else EMPTY)
-            add(encode_headers(headers) if headers else EMPTY)
+            if not headers:
+                add(EMPTY)
+            elif headers == _MORE_FOLLOWS:
+                add(_MORE_FOLLOWS_FIELDS)
+            else:
+                add(encode_headers(headers))
 
         size = len(body)
         add(small[size] if size < 1024 else pack_int(size))
@@ -132,6 +137,12 @@ def _encode_items(
     add(END)
     buffers.append(b"".join(pieces))
     return buffers
+
+
+@functools.lru_cache(maxsize=64)
+def _reply_head(code: int, message: str) -> bytes:
+    """Code and message; a stream repeats them with every piece."""
+    return pack_int(code) + encode_field(message.encode("utf-8", "replace"))
 
 
 def _mark_stream(
@@ -160,6 +171,11 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
         pieces.append(encode_field(str(name).encode()))
         pieces.append(encode_field(str(value).encode()))
     return b"".join(pieces)
+
+
+# What the pieces of most streams have and nothing else.
+_MORE_FOLLOWS = {STREAM_HEADER: "true"}
+_MORE_FOLLOWS_FIELDS = encode_headers(_MORE_FOLLOWS)
 
 
 def encode_item(item: Any) -> Buffer:

@@ -186,6 +186,8 @@ class HttpRequest:
         "_stage",
         "_status",
         "_task",
+        "_unsent",
+        "_unsent_bytes",
         "arrived_s",
         "body",
         "headers",
@@ -206,7 +208,7 @@ class HttpRequest:
     target: bytes  # raw
     version: str  # "1.1" or "1.0"
     headers: list[tuple[bytes, bytes]]  # the client's spelling and order
-    body: bytes | bytearray
+    body: Body  # a memoryview if it is large
     remote: str  # "/127.0.0.1:64003", or "unix"
 
     # What the server knows of it
@@ -227,7 +229,7 @@ class HttpRequest:
         method: str,
         target: bytes,
         headers: list[tuple[bytes, bytes]],
-        body: bytes | bytearray = b"",
+        body: Body = b"",
         *,
         version: str = "1.1",
         keep_alive: bool = True,
@@ -343,6 +345,7 @@ class HttpRequest:
         content_type: bytes | None = None,
         headers: Headers = (),
         reason: bytes | None = None,
+        keeps_connection: bool = False,
     ) -> None:
         """Send the whole answer.
 
@@ -351,6 +354,7 @@ class HttpRequest:
             name that is no token is left out, control characters in a value become spaces: the
             values come from model handlers, and nobody could catch an error here.
         reason: None for the usual phrase, b"" for none.
+        keeps_connection: True: not even an error ends it.
         A status that HTTP does not allow for a final answer (below 200, above 999) is sent as 500.
         """
         if self._stage:
@@ -362,7 +366,9 @@ class HttpRequest:
         if not 200 <= status <= 999:
             status, reason = 500, None
         listener = connection.listener
-        keep_alive = self._keep_alive and status < 400 and not listener.is_stopping
+        keep_alive = (
+            self._keep_alive and (status < 400 or keeps_connection) and not listener.is_stopping
+        )
         size = len(body)
         pieces: list[Body]
         if headers or reason or status == 204 or status == 304:
@@ -430,7 +436,9 @@ class HttpRequest:
             self._keep_alive = False
         self._status = status
         framing = b"" if self.version == "1.0" else b"transfer-encoding: chunked\r\n"
-        connection.transport.write(
+        self._unsent = []
+        self._unsent_bytes = 0
+        self._send_soon(
             self._full_head(status, content_type, headers, reason, self._keep_alive, framing)
         )
 
@@ -444,16 +452,38 @@ class HttpRequest:
         connection = self._connection
         if connection is None or not data or self.method == "HEAD":
             return
-        size = len(data)
-        transport = connection.transport
         if self.version == "1.0":
-            transport.write(data)
-        elif size < JOIN_BELOW_BYTES:
-            transport.write(b"".join((b"%x\r\n" % size, data, b"\r\n")))
+            self._send_soon(data)
         else:
-            transport.writelines((b"%x\r\n" % size, data, b"\r\n"))
-        if transport.get_write_buffer_size() > connection.listener.limits.max_response_buffer_bytes:
+            self._send_soon(b"%x\r\n" % len(data), data, b"\r\n")
+        waiting = self._unsent_bytes + connection.transport.get_write_buffer_size()
+        if waiting > connection.listener.limits.max_response_buffer_bytes:
             connection.cut()
+
+    def _send_soon(self, *pieces: Body) -> None:
+        """Write with whatever else comes in this turn of the event loop.
+
+        A worker's chunks often arrive together, and a system call for each would cost more than
+        all the rest of them.
+        """
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += pieces
+        for piece in pieces:
+            self._unsent_bytes += len(piece)
+        if self._unsent_bytes >= JOIN_BELOW_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        connection = self._connection
+        if connection is None or not unsent:
+            return
+        if self._unsent_bytes < JOIN_BELOW_BYTES:
+            connection.transport.write(b"".join(unsent))
+        else:
+            connection.transport.writelines(unsent)
+        self._unsent_bytes = 0
 
     def end_stream(self) -> None:
         if self._stage != _STREAMING:
@@ -463,7 +493,8 @@ class HttpRequest:
         if connection is None:
             return
         if self.version != "1.0" and self.method != "HEAD":
-            connection.transport.write(b"0\r\n\r\n")
+            self._unsent.append(b"0\r\n\r\n")
+        self._flush()
         connection.answered(self, self._status, self._keep_alive)
 
     def reset(self) -> None:
@@ -476,6 +507,7 @@ class HttpRequest:
         self._stage = _COMPLETE
         connection = self._connection
         if connection is not None:
+            self._flush()
             connection.broken_off(self, self._status)
 
     # Called by the connection

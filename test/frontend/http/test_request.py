@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
@@ -118,7 +119,7 @@ class TestAnswer:
         assert not held.transport.takes_input
 
     @pytest.mark.parametrize("status", [0, 100, 1000])
-    def test_same_for_a_stream(self, held, status):
+    async def test_same_for_a_stream(self, held, status):
         held.requests[0].start_stream(status)
         held.requests[0].end_stream()
         assert held.statuses == [500]
@@ -160,12 +161,25 @@ class TestAnswer:
         assert b"content-length: %d" % size in head
 
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-    def test_kinds_of_chunk(self, held, kind):
+    async def test_kinds_of_chunk(self, held, kind):
         held.requests[0].start_stream(200)
         held.requests[0].send_chunk(kind(b"abc"))
-        assert held.transport.written.endswith(b"3\r\nabc\r\n")
+        held.requests[0].end_stream()
+        assert held.transport.written.endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
 
-    def test_stages(self, held):
+    async def test_chunks_of_one_turn_are_one_write(self, held):
+        request = held.requests[0]
+        request.start_stream(200)
+        request.send_chunk(b"one")
+        request.send_chunk(b"three")
+        assert not held.transport.written
+        await asyncio.sleep(0)
+        assert held.transport.written.endswith(b"3\r\none\r\n5\r\nthree\r\n")
+        assert held.transport.writes == 1
+        request.end_stream()
+        assert held.transport.written.endswith(b"0\r\n\r\n")
+
+    async def test_stages(self, held):
         request = held.requests[0]
         assert (request.is_answered, request.is_complete) == (False, False)
         request.start_stream(201)
