@@ -303,6 +303,8 @@ class Runner:
     ) -> Outcome:
         if work.measure is Measure.GRPC:
             return self._call_grpc(server, running, work, work.connections, seconds)
+        if (own := server.load(running, work, seconds)) is not None:
+            return own
         return self._clients.http(
             running.ports.http,
             server.request(work),
@@ -417,7 +419,7 @@ def _note_outcome(found: Measurement, outcome: Outcome) -> None:
     found.requests_per_s = outcome.requests_per_s
     found.failures = outcome.failures
     found.failure_kinds = _kinds(outcome)
-    if outcome.requests:
+    if outcome.requests and outcome.max_ms:
         found.p50_ms, found.p90_ms = outcome.p50_ms, outcome.p90_ms
         found.p99_ms, found.max_ms = outcome.p99_ms, outcome.max_ms
 

@@ -18,6 +18,7 @@ KINDS = {
     "mlserver": "benchmarks.servers.mlserver:MLServer",
     "bentoml": "benchmarks.servers.bentoml:BentoML",
     "fastapi": "benchmarks.servers.fastapi:FastAPI",
+    "loop": "benchmarks.servers.loop:Loop",
     "floor": "benchmarks.servers.floor:Floor",
 }
 

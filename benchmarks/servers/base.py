@@ -24,6 +24,7 @@ from typing import ClassVar, NamedTuple
 
 from benchmarks import payloads
 from benchmarks.load.clients import Request
+from benchmarks.load.outcome import Outcome
 from benchmarks.machine import MARK, ProcessTree
 from benchmarks.works import Deployment, Measure, Work
 
@@ -188,6 +189,13 @@ class ServerKind(ABC):
     def grpc_call(self, work: Work) -> GrpcCall:
         """The gRPC call that carries the work's payload."""
         raise NotImplementedError(f"{self.name} speaks no gRPC here")
+
+    def load(self, server: RunningServer, work: Work, seconds: float) -> Outcome | None:
+        """Do the work in a way of its own, without a client; None: as a client of HTTP asks.
+
+        Raises LoadFailed.
+        """
+        return None
 
     def prepare(self, server: RunningServer, work: Work) -> None:  # noqa: B027  (a hook)
         """What remains to be done after the first right answer. Raises StartFailed."""
