@@ -9,12 +9,17 @@ import threading
 from typing import Any
 
 from ts.protocol.frames import Buffer
-from ts.protocol.messages import CommandReader, LoadModel, PredictRequest
+from ts.protocol.messages import Command, CommandReader
+from ts.transports.shared_memory import SharedMemory
 
 RECEIVE_BYTES = 256 * 1024
 
 # How many buffers one system call takes (1024 on Linux).
 MAX_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
+
+
+# A silence of so long is used to give back memory that large replies have left.
+TRIM_AFTER_S = 1.0
 
 
 class FrontendDisconnected(Exception):
@@ -27,16 +32,17 @@ class FrontendConnection:
     Handlers see it as `context.cl_socket`; what it does not define is the socket's.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, shared: SharedMemory | None = None) -> None:
         self._socket = sock
-        self._reader = CommandReader()
+        self._shared = shared
+        self._reader = CommandReader(shared_body=None if shared is None else shared.take)
         self._write_lock = threading.Lock()
         self._arrival = select.poll()
         self._arrival.register(sock, select.POLLIN)
         # One buffer for all reads: a fresh one for each would cost more than the call.
         self._space = memoryview(bytearray(RECEIVE_BYTES))
 
-    def receive_command(self) -> LoadModel | list[PredictRequest]:
+    def receive_command(self) -> Command:
         """Wait for the next command.
 
         Raises FrontendDisconnected, or ProtocolError for bytes that are no command.
@@ -47,7 +53,10 @@ class FrontendConnection:
             except BlockingIOError:
                 # Not a blocking read: Linux wakes the reader of a Unix socket also when the other
                 # side has read what was sent, for nothing. A poll tells the two apart.
-                self._arrival.poll()
+                if self._shared is not None and self._shared.has_garbage:
+                    self._wait_and_trim()
+                else:
+                    self._arrival.poll()
         return command
 
     def receive_ready(self) -> None:
@@ -57,7 +66,7 @@ class FrontendConnection:
         except BlockingIOError:
             return
 
-    def next_command(self) -> LoadModel | list[PredictRequest] | None:
+    def next_command(self) -> Command | None:
         """A command that has already come, or None."""
         return self._reader.next()
 
@@ -65,6 +74,8 @@ class FrontendConnection:
         """Write one message."""
         try:
             with self._write_lock:
+                if len(buffers) > 1 and self._shared is not None:
+                    buffers = self._shared.shorten(buffers)
                 if len(buffers) == 1:
                     self._socket.sendall(buffers[0])
                 else:
@@ -82,6 +93,23 @@ class FrontendConnection:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
+
+    @property
+    def has_garbage(self) -> bool:
+        """Whether large replies have left memory that could be given back."""
+        return self._shared is not None and self._shared.has_garbage
+
+    def trim(self) -> bool:
+        """Give memory of large replies back to the system; whether there is some left to give."""
+        if self._shared is not None:
+            with self._write_lock:  # not while one is being laid down
+                self._shared.trim()
+        return self.has_garbage
+
+    def _wait_and_trim(self) -> None:
+        """Wait for input, or for a silence to give memory back in."""
+        if not self._arrival.poll(TRIM_AFTER_S * 1000):
+            self.trim()
 
     def _receive(self, flags: int) -> None:
         reader = self._reader

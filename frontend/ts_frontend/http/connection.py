@@ -7,7 +7,9 @@ whatever is fed is parsed, and what a client may make us keep is bounded by feed
 * otherwise a head is fed up to its end, a body of known length up to its end, a chunked body in
   slices;
 * while a request is being answered nothing is fed: bytes wait in `_unread`, and beyond a bound the
-  socket is not read.
+  socket is not read;
+* the rest of a large body of known length is not fed at all, but read from the socket straight into
+  its place (`_PlaceReader`).
 
 Requests that were parsed wait in `_parsed`; `_pump` starts them one after the other. Answers go out
 through `HttpRequest`, which calls `answered` when it is done. A fault of the client (`_fault`) is
@@ -23,15 +25,16 @@ import asyncio
 import logging
 import re
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 import httptools
 
 from ts_frontend.core.errors import RequestCancelled
-from ts_frontend.http.request import HttpRequest, reset_on_close
+from ts_frontend.http.request import Body, HttpRequest, reset_on_close
 
 if TYPE_CHECKING:
     from ts_frontend.http.listener import Listener
@@ -48,6 +51,9 @@ _DEAF: Final = 3  # whatever else arrives is dropped
 # here because a client that leaves is only noticed while its socket is read.
 READ_AHEAD_BYTES = 64 * 1024
 CHUNKED_SLICE_BYTES = 16 * 1024
+
+# The first read after a large body: the head of the next request, and little of its body.
+PLACE_READER_BYTES = 8 * 1024
 
 # Pipelined requests that are started before other connections have their turn.
 REQUESTS_PER_TURN = 64
@@ -66,10 +72,6 @@ _METHODS = {
 }
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BARE_413 = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
-_BARE_413_CLOSE = (
-    b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-)
 _BARE_503 = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _BARE_417 = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 0\r\n\r\n"
 _BARE_417_CLOSE = (
@@ -79,6 +81,18 @@ _BARE_417_CLOSE = (
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 
 INVALID_MESSAGE = "Invalid HTTP message."
+
+
+class BodyPlaces(Protocol):
+    """Where large bodies are put.
+
+    threshold: bodies from this size on, in bytes.
+    """
+
+    threshold: int
+
+    def place(self, size: int) -> memoryview | None:
+        """Room for `size` bytes, whose reuse nobody has to think about; None if there is none."""
 
 
 class BareAnswer(NamedTuple):
@@ -130,6 +144,9 @@ class HttpConnection(asyncio.Protocol):
         "_parsed",
         "_parser",
         "_phase",
+        "_place",
+        "_place_from_bytes",
+        "_place_reader",
         "_probe_timer",
         "_received",
         "_router",
@@ -160,6 +177,8 @@ class HttpConnection(asyncio.Protocol):
         self._router = listener.router
         self._small_read = listener.small_read_bytes
         self._max_body_bytes = listener.limits.max_body_bytes
+        bodies = None if is_tls else listener.bodies
+        self._place_from_bytes = sys.maxsize if bodies is None else bodies.threshold
 
         # Per connection
         self.remote = "unix"
@@ -182,6 +201,7 @@ class HttpConnection(asyncio.Protocol):
         self._probe_timer: asyncio.TimerHandle | None = None
         self._stalled_bytes = 0
         self._stalled_since_s = 0.0
+        self._place_reader: _PlaceReader | None = None
 
         # Per message
         self._method = b""
@@ -191,7 +211,8 @@ class HttpConnection(asyncio.Protocol):
         self._keep_alive = True
         self._head_bytes = 0  # fed of a head that is not complete
         self._is_length_checked = False  # the head may exceed its limits: measure it
-        self._body: bytes | bytearray = b""
+        self._body: Body = b""
+        self._place: memoryview | None = None  # of the body that is being read, for all of it
         self._body_left = 0  # of a known length; 1 before the first chunk of a chunked body
         self._received = 0  # body bytes
         self._chunks = 0
@@ -232,6 +253,8 @@ class HttpConnection(asyncio.Protocol):
                 self._unread = data[consumed:]
             if self._parsed or self._unread or self._fault is not None:
                 self._pump()
+            elif self._phase == _BODY:
+                self._find_place(b"")
         else:
             self._receive(data)
 
@@ -258,6 +281,7 @@ class HttpConnection(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
         del self._parser  # it refers back to this object
+        self._place_reader = None  # so does this
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -315,6 +339,8 @@ class HttpConnection(asyncio.Protocol):
                     offset += self._feed(piece)
                     if self._headers is headers and self._phase == _BODY:
                         self._bound_unframed(len(piece), progress)
+                elif taken := self._find_place(view[offset:]):
+                    offset += taken
                 else:
                     offset += self._feed(view[offset : offset + self._body_left])
             else:
@@ -331,6 +357,54 @@ class HttpConnection(asyncio.Protocol):
                 self._is_length_checked = False
                 if self._phase == _HEAD and self._head_bytes >= max_head_bytes:
                     self._note_fault(400, INVALID_MESSAGE)
+
+    def _find_place(self, data: bytes | memoryview) -> int:
+        """Let the rest of a body be read into its place, if it is large and has just begun.
+
+        data: what came after that which was fed. Returns how much of it was taken.
+        """
+        left, fed = self._body_left, self._received
+        if (
+            left < self._place_from_bytes
+            or fed > self._small_read
+            or self._is_chunked
+            or self._is_swallowing
+            or self.listener.bodies is None
+        ):
+            return 0
+        place = self.listener.bodies.place(fed + left)
+        if place is None:
+            return 0
+        taken = min(len(data), left)
+        place[:fed] = self._body
+        place[fed : fed + taken] = data[:taken]
+        self._body = b""
+        self._place = place
+        if taken < left and self._place_reader is None:
+            self._place_reader = _PlaceReader(self)
+            self.transport.set_protocol(self._place_reader)
+        self._fill_place(taken)
+        return taken
+
+    def _fill_place(self, count: int) -> None:
+        self._received += count
+        self._body_left -= count
+        if not self._body_left:
+            self._body, self._place = cast("memoryview", self._place), None
+            self._parser = httptools.HttpRequestParser(self)  # the old one waits for the body
+            self.on_message_complete()
+
+    def place_filled(self, count: int) -> None:
+        """`count` bytes of the body were read into its place."""
+        self._fill_place(count)
+        if self._place is None:
+            self._pump()
+
+    def leave_place_reader(self) -> None:
+        """Back to ordinary reads."""
+        self._place_reader = None
+        if not self.transport.is_closing():
+            self.transport.set_protocol(self)
 
     def _bound_unframed(self, fed: int, progress: int) -> None:
         """Refuse a chunked body that goes on without data.
@@ -399,6 +473,7 @@ class HttpConnection(asyncio.Protocol):
             self._fault = Fault(status, message)
         self._lingers = True
         self._phase = _DEAF
+        self._place = None
 
     # What the parser reports
 
@@ -463,10 +538,14 @@ class HttpConnection(asyncio.Protocol):
             self._body_left = 1
             self._unframed = 0
             self._trailers_from = len(self._headers)
-        if expectation and self._version == "1.1":
+        refuse = self.listener.refuse_body
+        if length > self._small_read and refuse is not None and (refusal := refuse(length)):
+            self._skips_body = bool(expectation)
+            self._swallow(refusal + b"\r\n", refusal + b"connection: close\r\n\r\n")
+        elif expectation and self._version == "1.1":
             self._meet_expectation(expectation, length)
         elif length > self._max_body_bytes:
-            self._swallow(_BARE_413, _BARE_413_CLOSE)
+            self._swallow(*self.listener.too_large)
 
     def _check_head_length(self) -> None:
         limits = self.listener.limits
@@ -482,7 +561,7 @@ class HttpConnection(asyncio.Protocol):
             self._swallow(_BARE_417, _BARE_417_CLOSE)
         elif length > self._max_body_bytes:
             self._skips_body = True
-            self._swallow(_BARE_413, _BARE_413_CLOSE)
+            self._swallow(*self.listener.too_large)
         elif self.current is None and not self._parsed:
             self.transport.write(_CONTINUE)
         else:
@@ -511,12 +590,13 @@ class HttpConnection(asyncio.Protocol):
             self._body_left -= size
         if self._is_swallowing:
             return
-        if not self._body:
+        so_far = self._body
+        if not so_far:
             self._body = body
-        elif isinstance(self._body, bytearray):
-            self._body += body
+        elif isinstance(so_far, bytearray):
+            so_far += body
         else:
-            joined = bytearray(self._body)
+            joined = bytearray(so_far)
             joined += body
             self._body = joined
 
@@ -525,7 +605,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_last = True
         self._lingers = True
         if not self._is_swallowing:
-            self._parsed.append(BareAnswer(_BARE_413_CLOSE, True))
+            self._parsed.append(BareAnswer(self.listener.too_large[1], True))
         self._phase = _DEAF
         raise _Refused
 
@@ -673,6 +753,8 @@ class HttpConnection(asyncio.Protocol):
     def answered(self, request: HttpRequest, status: int, keep_alive: bool) -> None:
         """Called by the request when its answer is complete."""
         self.current = None
+        # It leads back to the request. What forms a ring waits for the collector, with its body.
+        request.on_disconnect = None
         listener = self.listener
         if listener.is_observed:
             listener.observe(request, status)
@@ -692,6 +774,7 @@ class HttpConnection(asyncio.Protocol):
     def broken_off(self, request: HttpRequest, status: int) -> None:
         """Called by the request when it gave up a stream: both outcomes are counted."""
         self.current = None
+        request.on_disconnect = None
         if self.listener.is_observed:
             self.listener.observe(request, status)
             self.listener.observe_status(500, request)
@@ -709,6 +792,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_closing = True
         lingers = self._lingers or self._phase == _BODY or bool(self._unread)
         self._phase = _DEAF
+        self._place = None
         self._parsed.clear()
         self._unread = b""
         self._since_s = self._stalled_since_s = self.listener.now_s
@@ -736,6 +820,7 @@ class HttpConnection(asyncio.Protocol):
         """The client is gone: tell whoever works on its request."""
         self._is_closing = True
         self._phase = _DEAF
+        self._place = None
         self._parsed.clear()
         self._unread = b""
         if self._probe_timer is not None:
@@ -813,6 +898,45 @@ class HttpConnection(asyncio.Protocol):
         if not self.current.is_answered and self.current.version == "1.1":
             self.transport.write(_CONTINUE)
         self._schedule_probe(min(delay_s * 2, LAST_PROBE_S))
+
+
+class _PlaceReader(asyncio.BufferedProtocol):
+    """Takes over the transport of a connection while it reads a large body.
+
+    Between the body and whatever follows it takes small reads for the connection, since the next
+    request will often be like the last; the first one that is not ends its service.
+    """
+
+    def __init__(self, connection: HttpConnection) -> None:
+        self._connection = connection
+        self._between = memoryview(bytearray(PLACE_READER_BYTES))
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        place = self._connection._place
+        return self._between if place is None else place[self._connection._received :]
+
+    def buffer_updated(self, count: int) -> None:
+        connection = self._connection
+        if connection._place is not None:
+            connection.place_filled(count)
+            return
+        connection.data_received(bytes(self._between[:count]))
+        if connection._place is None:
+            connection.leave_place_reader()
+
+    # Of the connection as ever
+
+    def eof_received(self) -> bool:
+        return self._connection.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connection.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
 
 
 class _EventsAfterHead:

@@ -436,7 +436,7 @@ class HttpRequest:
             self._keep_alive = False
         self._status = status
         framing = b"" if self.version == "1.0" else b"transfer-encoding: chunked\r\n"
-        self._unsent = []
+        self._unsent: list[Body] = []
         self._unsent_bytes = 0
         self._send_soon(
             self._full_head(status, content_type, headers, reason, self._keep_alive, framing)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ts_frontend.workers.worker import Connect
+    from ts_frontend.workers.session import Connect
 
 CONNECTIONS = {
     "unix": "ts_frontend.workers.connections.unix:UnixConnection",

@@ -8,10 +8,12 @@ worker's business.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 from ts.protocol.messages import LoadReply, PredictReply, ProtocolError, ReplyReader
+from ts_frontend.workers.connections.shared_memory import SharedMemoryLane
 
 Buffers = Sequence[bytes | bytearray | memoryview]
 
@@ -21,7 +23,7 @@ class ConnectionOwner(Protocol):
 
     def on_predict_reply(self, reply: PredictReply) -> None: ...
 
-    def on_connection_lost(self, reason: str) -> None:
+    def on_connection_lost(self, reason: str, is_bad_reply: bool) -> None:
         """The connection is of no use any more; called once, not after `close`."""
 
 
@@ -32,6 +34,10 @@ class WorkerConnection(Protocol):
 
     def send_soon(self, buffers: Buffers) -> None:
         """Send with whatever else comes in this turn of the loop: nobody waits for it yet."""
+        ...
+
+    def use_lane(self, lane: SharedMemoryLane) -> None:
+        """Let large bodies go through shared memory."""
         ...
 
     def close(self) -> None: ...
@@ -46,10 +52,20 @@ class SocketConnection(asyncio.Protocol):
         self._is_loaded = False
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes | bytearray | memoryview] = []
+        self._lane: SharedMemoryLane | None = None
+
+    def use_lane(self, lane: SharedMemoryLane) -> None:
+        """From now on large bodies may go through shared memory: the worker has agreed."""
+        self._lane = lane
+        self._reader.shared_body = lane.body
 
     def send(self, buffers: Buffers) -> None:
         if self._transport is None:
             return
+        if len(buffers) > 1 and self._lane is not None:
+            buffers = self._lane.shorten(buffers)
+            if len(buffers) == 1 and self._send_now(buffers[0]):
+                return
         if self._unsent:
             self._unsent.extend(buffers)
         elif len(buffers) == 1:
@@ -57,7 +73,24 @@ class SocketConnection(asyncio.Protocol):
         else:
             self._transport.writelines(buffers)
 
+    def _send_now(self, data: bytes | bytearray | memoryview) -> bool:
+        """Past the transport, which writes at the end of the loop's turn.
+
+        Before it there may be large answers to write, and the worker would wait for that.
+        """
+        if self._unsent or self._transport is None or self._transport.get_write_buffer_size():
+            return False
+        try:
+            sent = os.write(self._transport.get_extra_info("socket").fileno(), data)
+        except OSError:
+            return False  # full, or lost: the transport will find out
+        if sent < len(data):
+            self._transport.write(data[sent:])
+        return True
+
     def send_soon(self, buffers: Buffers) -> None:
+        if len(buffers) > 1 and self._lane is not None:
+            buffers = self._lane.shorten(buffers)
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.extend(buffers)
@@ -70,6 +103,7 @@ class SocketConnection(asyncio.Protocol):
     def close(self) -> None:
         """Say goodbye: the worker reads the end of the stream and exits."""
         self._owner = None
+        self._lane = self._reader.shared_body = None
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
@@ -96,13 +130,13 @@ class SocketConnection(asyncio.Protocol):
                     self._is_loaded = True
                     self._owner.on_load_reply(load_reply)
         except ProtocolError as error:
-            self._lose(f"the worker's reply could not be read: {error}")
+            self._lose(f"the worker's reply could not be read: {error}", is_bad_reply=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("the worker closed its connection" if exc is None else f"connection lost: {exc}")
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, is_bad_reply: bool = False) -> None:
         owner = self._owner
         self.close()
         if owner is not None:
-            owner.on_connection_lost(reason)
+            owner.on_connection_lost(reason, is_bad_reply)

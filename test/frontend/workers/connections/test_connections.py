@@ -53,7 +53,8 @@ class RecordingOwner:
         if self.closes_at_reply and self.connection is not None:
             self.connection.close()
 
-    def on_connection_lost(self, reason: str) -> None:
+    def on_connection_lost(self, reason: str, is_bad_reply: bool) -> None:
+        assert is_bad_reply is ("could not be read" in reason)
         self.losses.append(reason)
 
     @property
