@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from ts_frontend.core.admission import Admission, check_deadline
 from ts_frontend.core.clock import monotonic
-from ts_frontend.core.errors import NoWorker, QueueFull
+from ts_frontend.core.errors import ErrorKind, NoWorker, QueueFull, ServingError
 from ts_frontend.core.inference import DESCRIBE_HEADER, InferenceRequest
 from ts_frontend.core.job import Command, Job
 from ts_frontend.core.model import Model, ModelStatus
@@ -14,8 +15,9 @@ from ts_frontend.core.response_stream import ResponseStream
 
 
 class DataPlane:
-    def __init__(self, registry: ModelRegistry) -> None:
+    def __init__(self, registry: ModelRegistry, admission: Admission | None = None) -> None:
         self._registry = registry
+        self._admission = Admission() if admission is None else admission
 
     def resolve(self, name: str, version: str | None = None) -> Model:
         """Raises ModelNotFound, ModelVersionNotFound."""
@@ -34,9 +36,10 @@ class DataPlane:
         header.)
 
         arrived_s:  when it came, seconds on the monotonic clock; now if not given.
-        deadline_s: when its client gives up, same clock; the model's clientTimeoutInMills applies
-                    besides.
-        Raises ModelNotFound, ModelVersionNotFound, NoWorker, QueueFull: nothing is kept then.
+        deadline_s: when its client gives up, same clock; its deadline header and the model's
+                    clientTimeoutInMills apply besides.
+        Raises ModelNotFound, ModelVersionNotFound, InvalidArgument, NoWorker, QueueFull,
+        ServerBusy, DeadlineUnreachable, DeadlineExceeded: nothing is kept then.
         """
         model = self._registry.resolve(name, version)
         meters = model.default_meters if version is None else model.meters
@@ -50,16 +53,33 @@ class DataPlane:
             or (model.config.use_job_ticket and not workers.has_idle_worker)
         ):
             raise NoWorker.to_predict(name, version)
+        admission = self._admission
         if arrived_s is None:
             arrived_s = monotonic()
+        wait_s = admission.deadline_headers.read_s(request.headers)
+        if wait_s is not None:
+            deadline_s = _earlier(deadline_s, arrived_s + wait_s)
         if model.config.client_timeout_ms:
-            own_deadline_s = arrived_s + model.config.client_timeout_ms / 1000
-            deadline_s = own_deadline_s if deadline_s is None else min(deadline_s, own_deadline_s)
-        job = Job(request, arrived_s, deadline_s=deadline_s, meters=meters)
+            deadline_s = _earlier(deadline_s, arrived_s + model.config.client_timeout_ms / 1000)
         try:
-            model.queue.put(job)
-        except QueueFull:
-            raise QueueFull(NoWorker.to_predict(name, version).message) from None
+            if deadline_s is not None:
+                check_deadline(model, workers, deadline_s, monotonic())
+            if admission.load is None:
+                job = Job(request, arrived_s, deadline_s=deadline_s, meters=meters)
+            else:
+                job = admission.load.new_job(request, arrived_s, deadline_s, meters)
+            try:
+                model.queue.put(job)
+            except NoWorker as refusal:
+                job.response.cancel()
+                refusal.say(NoWorker.to_predict(name, version).message)
+                raise
+        except ServingError as error:
+            if error.kind is ErrorKind.OVERLOADED:
+                error.kind = admission.overload_kind
+                model.queue.watch_times()
+                error.retry_after_s = model.queue.predict_s(workers.ready_count) or 1.0
+            raise
         if deadline_s is not None:
             left_s = max(0.0, deadline_s - monotonic())
             job.timer = asyncio.get_running_loop().call_later(left_s, job.expire)
@@ -79,3 +99,7 @@ class DataPlane:
         except QueueFull:
             raise NoWorker.to_describe(model.id.name) from None
         return job.response
+
+
+def _earlier(deadline_s: float | None, other_s: float) -> float:
+    return other_s if deadline_s is None else min(deadline_s, other_s)

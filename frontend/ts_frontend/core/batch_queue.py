@@ -1,28 +1,51 @@
 """`BatchQueue`: the jobs that wait for one model version.
 
-Order is arrival, except that re-queued jobs come first. A job that is cancelled or expires leaves
-at once, so capacity counts live jobs only and a batch never holds a dead one. The queue knows no
-worker: `on_put` tells its pool that there is something to take.
+Order is arrival (or that of a `FairOrder`), except that re-queued jobs come first. A job that is
+cancelled or expires leaves at once, so capacity counts live jobs only and a batch never holds a
+dead one; nor one that could not be answered in time any more while others wait that can be. The
+queue knows no worker: `on_put` tells its pool that there is something to take.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from ts_frontend.core.batching import DynamicBatching, Take, WaitUntil
+from ts_frontend.core.batch_times import BatchTimes
+from ts_frontend.core.batching import BatchPolicy, Take, WaitUntil
 from ts_frontend.core.errors import QueueFull, ServingError
-from ts_frontend.core.job import Job, JobState
+from ts_frontend.core.job import Command, Job, JobState
+
+
+class Order(Protocol):
+    """Waiting jobs in the order in which they run; a deque is the plainest."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Job: ...
+
+    def append(self, job: Job, /) -> None: ...
+
+    def appendleft(self, job: Job, /) -> None: ...
+
+    def popleft(self) -> Job: ...
+
+    def remove(self, job: Job, /) -> None: ...
 
 
 class BatchQueue:
-    __slots__ = ("_since_s", "_waiting", "capacity", "on_put", "policy")
+    """times: what is known of how long batches take; None as long as nobody has asked."""
 
-    def __init__(self, policy: DynamicBatching, capacity: int) -> None:
+    __slots__ = ("_since_s", "_waiting", "capacity", "on_put", "policy", "times")
+
+    def __init__(self, policy: BatchPolicy, capacity: int, order: Order | None = None) -> None:
         self.policy = policy
         self.capacity = capacity
         self.on_put: Callable[[], None] | None = None
-        self._waiting: deque[Job] = deque()
+        self.times: BatchTimes | None = policy.times
+        self._waiting: Order = deque() if order is None else order
         self._since_s: float | None = None
 
     def __len__(self) -> int:
@@ -61,6 +84,8 @@ class BatchQueue:
         if not waiting:
             self._since_s = None
             return None
+        if waiting[0].deadline_s is not None and not self._drop_late(now_s):
+            return None
         if self.policy.size == 1:
             batch = [waiting.popleft()]  # nothing to decide, and the most usual case
         else:
@@ -71,11 +96,71 @@ class BatchQueue:
                 return decision
             self._since_s = None
             batch = [waiting.popleft() for _ in range(decision.size)]
+            for job in [job for job in batch if job.deadline_s and job.deadline_s <= now_s]:
+                batch.remove(job)  # never the first: _drop_late has looked at it
+                _expire_soon(job)
         for job in batch:
             job.state = JobState.RUNNING
             job.holder = None  # until its worker takes it
             job.taken_s = now_s
         return batch
+
+    def take(self, limit: int, now_s: float) -> list[Job]:
+        """Up to `limit` jobs that may join a batch which is already under way; none before a
+        describe, which is alone.
+        """
+        waiting = self._waiting
+        batch: list[Job] = []
+        while len(batch) < limit and waiting and waiting[0].command is Command.PREDICT:
+            if waiting[0].deadline_s is not None and not self._drop_late(now_s):
+                break
+            job = waiting.popleft()
+            job.state = JobState.RUNNING
+            job.holder = None
+            job.taken_s = now_s
+            batch.append(job)
+        if not waiting:
+            self._since_s = None
+        return batch
+
+    def _drop_late(self, now_s: float) -> int:
+        """Take out the jobs in front whose time is over; how many are left.
+
+        Where nothing else waits, one that will only most likely be late is run all the same: the
+        worker would be idle, and the prediction would have no way to learn that it is wrong.
+        """
+        waiting = self._waiting
+        while waiting and (deadline_s := waiting[0].deadline_s) is not None:
+            if deadline_s > now_s:
+                needed_s = self._needed_s(len(waiting)) if len(waiting) > 1 else None
+                if needed_s is None or deadline_s >= now_s + needed_s:
+                    break
+            _expire_soon(waiting.popleft())
+        if not waiting:
+            self._since_s = None
+        return len(waiting)
+
+    def _needed_s(self, waiting: int) -> float | None:
+        """How long the next batch takes when so many wait; None if that is not known."""
+        return None if self.times is None else self.times.predict_s(self.policy.size_for(waiting))
+
+    def watch_times(self) -> None:
+        """Learn from now on how long batches take: somebody wants to know."""
+        if self.times is None:
+            self.times = BatchTimes()
+
+    def predict_s(self, workers: int) -> float | None:
+        """In how many seconds a job that comes now would be answered, if no worker is idle.
+
+        workers: how many share the work. None: nothing is known. What runs is taken to have just
+        begun; so the truth is mostly a little better.
+        """
+        ahead = len(self._waiting)
+        needed_s = self._needed_s(ahead + 1)
+        if needed_s is None or workers < 1:
+            return None
+        batches_ahead = 1 + ahead // self.policy.size_for(ahead + 1)
+        return needed_s * (1 + batches_ahead / workers)
 
     def abandoned(self, job: Job) -> None:
         self._waiting.remove(job)
@@ -94,3 +179,9 @@ class BatchQueue:
 
     def __repr__(self) -> str:
         return f"<BatchQueue {len(self._waiting)}/{self.capacity}>"
+
+
+def _expire_soon(job: Job) -> None:
+    """In a turn of its own: a client that hears of it may send its next request at once."""
+    job.holder = None
+    asyncio.get_running_loop().call_soon(job.expire)

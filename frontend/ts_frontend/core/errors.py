@@ -21,6 +21,7 @@ class ErrorKind(enum.Enum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CONFLICT = "conflict"
     OVERLOADED = "overloaded"
+    THROTTLED = "throttled"  # the same, where an operator wants clients to be told that they do it
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     OUT_OF_MEMORY = "out_of_memory"
@@ -30,9 +31,16 @@ class ErrorKind(enum.Enum):
 
 
 class ServingError(Exception):
-    """A failure that a client may be told about; `str(error)` is safe to send."""
+    """A failure that a client may be told about; `str(error)` is safe to send.
+
+    reason:        why, in a word for programs that must tell apart what shares a status; "": no
+                   more than the kind says.
+    retry_after_s: in how many seconds asking again may help; None: nobody knows.
+    """
 
     kind = ErrorKind.INTERNAL
+    reason = ""
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, kind: ErrorKind | None = None) -> None:
         super().__init__(message)
@@ -120,6 +128,7 @@ class NoWorker(ServingError):
     """
 
     kind = ErrorKind.UNAVAILABLE
+    reason = "no_worker"
 
     @classmethod
     def to_predict(cls, name: str, version: str | None) -> NoWorker:
@@ -129,6 +138,11 @@ class NoWorker(ServingError):
             "to add workers. If this is a sequence inference, please check if it is closed, "
             "or expired; or exceeds maxSequenceJobQueueSize"
         )
+
+    def say(self, message: str) -> None:
+        """One text for every cause, as TorchServe has it; `reason` tells them apart."""
+        self.message = message
+        self.args = (message,)
 
     @classmethod
     def to_describe(cls, name: str) -> NoWorker:
@@ -140,10 +154,47 @@ class NoWorker(ServingError):
 
 class QueueFull(NoWorker):
     kind = ErrorKind.OVERLOADED
+    reason = "queue_full"
+
+
+class DeadlineUnreachable(ServingError):
+    """By what waits already, the request would be late: it is refused instead of run in vain."""
+
+    kind = ErrorKind.OVERLOADED
+    reason = "deadline_unreachable"
+
+    @classmethod
+    def predicted(cls, needed_s: float, left_s: float) -> DeadlineUnreachable:
+        return cls(
+            f"An answer would take about {needed_s:.3g} s now, and the request's deadline is in "
+            f"{left_s:.3g} s."
+        )
+
+
+class ServerBusy(ServingError):
+    """All models together have as much to do as the settings allow."""
+
+    kind = ErrorKind.OVERLOADED
+
+    @classmethod
+    def with_requests(cls, limit: int) -> ServerBusy:
+        error = cls(f"The server is at work on {limit} requests, its limit (max_live_requests).")
+        error.reason = "too_many_requests"
+        return error
+
+    @classmethod
+    def with_bytes(cls, limit: int) -> ServerBusy:
+        error = cls(
+            f"The requests in the server hold as much as is allowed: {limit} bytes "
+            "(max_live_request_bytes)."
+        )
+        error.reason = "too_many_bytes"
+        return error
 
 
 class DeadlineExceeded(ServingError):
     kind = ErrorKind.DEADLINE_EXCEEDED
+    reason = "deadline_exceeded"
 
 
 class RequestCancelled(ServingError):
@@ -160,6 +211,20 @@ class WorkerDied(ServingError):
 
     def __init__(self, message: str = "Worker died.", *, out_of_memory: bool = False) -> None:
         super().__init__(message, ErrorKind.OUT_OF_MEMORY if out_of_memory else None)
+
+
+class RequestQuarantined(ServingError):
+    """Too many workers died while they ran the request; it is not run again."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "quarantined"
+
+    @classmethod
+    def after(cls, deaths: int, cause: str) -> RequestQuarantined:
+        return cls(
+            f"Worker died {deaths} times while it ran this request (the last time: {cause}); "
+            "it is not run again."
+        )
 
 
 class WorkerStartFailed(ServingError):

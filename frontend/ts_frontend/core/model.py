@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ts_frontend.core.batch_queue import BatchQueue
-from ts_frontend.core.batching import DynamicBatching
+from ts_frontend.core.batching import AdaptiveBatching, BatchPolicy, DynamicBatching
+from ts_frontend.core.fair_order import Fairness, FairOrder
 from ts_frontend.core.job import JobMeters
+from ts_frontend.core.sequence_queue import SequenceHeaders, SequenceLimits, SequenceQueue
 
 
 class ModelId(NamedTuple):
@@ -38,6 +40,13 @@ class TorchrunConfig:
     omp_threads: int = 1
 
 
+class Batching(enum.Enum):
+    """How batches are formed: by max_batch_delay_ms, or by target_latency_ms."""
+
+    DYNAMIC = "dynamic"
+    ADAPTIVE = "adaptive"
+
+
 class TensorSpec(NamedTuple):
     """A tensor that a model takes or gives, as its archive declares it.
 
@@ -51,6 +60,29 @@ class TensorSpec(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerCare:
+    """What becomes of requests whose worker fails, and when a worker is replaced.
+
+    is_idempotent:  the handler may see a request twice; without it nothing is run again.
+    death_retries:  how often a request runs again whose worker died before any output.
+    is_isolating:   a batch that the handler failed is cut, so that only the guilty requests fail.
+    ping_timeout_s: how long an idle worker may take to answer a ping.
+    cancel_grace_s: how long a handler may go on whose clients have all left; 0: for ever.
+    max_requests, max_age_s, max_memory_bytes: a worker that has reached one of them is replaced;
+                    0: no limit.
+    """
+
+    is_idempotent: bool = True
+    death_retries: int = 1
+    is_isolating: bool = True
+    ping_timeout_s: float = 30
+    cancel_grace_s: float = 0
+    max_requests: int = 0
+    max_age_s: float = 0
+    max_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """How one version is run. Frozen: a scale or a re-register makes a new one.
 
@@ -61,6 +93,9 @@ class ModelConfig:
     max_workers: int = 0
     batch_size: int = 1
     max_batch_delay_ms: int = 100
+    batching: Batching = Batching.DYNAMIC
+    target_latency_ms: int = 100  # of adaptive batching
+    fairness: Fairness | None = None  # None: first come, first served
     response_timeout_s: float = 120
     startup_timeout_s: float = 120
     max_retry_timeout_s: float = 300
@@ -80,6 +115,8 @@ class ModelConfig:
     sequence_timeout_ms: int = 0
     max_num_sequence: int = 1
     max_sequence_job_queue_size: int = 1
+    sequence_headers: SequenceHeaders = SequenceHeaders()  # noqa: RUF009 - frozen
+    care: WorkerCare = WorkerCare()
     inputs: tuple[TensorSpec, ...] = ()  # empty: not declared
     outputs: tuple[TensorSpec, ...] = ()
 
@@ -97,6 +134,11 @@ class Workers(Protocol):
 
     @property
     def has_idle_worker(self) -> bool: ...
+
+    @property
+    def ready_count(self) -> int:
+        """How many workers share the work now."""
+        ...
 
 
 class Model:
@@ -148,10 +190,7 @@ class Model:
         self.envelope = envelope
         self.is_loaded_at_startup = is_loaded_at_startup
         self.status = ModelStatus.REGISTERED
-        self.queue = BatchQueue(
-            DynamicBatching(config.batch_size, config.max_batch_delay_ms / 1000),
-            config.job_queue_size,
-        )
+        self.queue = new_queue(config)
         self.workers: Workers | None = None
         self.meters: JobMeters | None = None
         self.default_meters: JobMeters | None = None
@@ -160,3 +199,26 @@ class Model:
         return (
             f"<Model {self.id.name}/{self.id.version} {self.status.name} waiting={len(self.queue)}>"
         )
+
+
+def new_queue(config: ModelConfig) -> BatchQueue:
+    """An empty queue that batches and orders as `config` says."""
+    policy: BatchPolicy
+    if config.batching is Batching.ADAPTIVE:
+        policy = AdaptiveBatching(config.batch_size, config.target_latency_ms / 1000)
+    else:
+        policy = DynamicBatching(config.batch_size, config.max_batch_delay_ms / 1000)
+    if config.sequence_batching:
+        return SequenceQueue(
+            policy,
+            config.job_queue_size,
+            SequenceLimits(
+                config.sequence_max_idle_ms / 1000,
+                config.sequence_timeout_ms / 1000,
+                config.max_num_sequence,
+                config.max_sequence_job_queue_size,
+                config.sequence_headers,
+            ),
+        )
+    order = None if config.fairness is None else FairOrder(config.fairness)
+    return BatchQueue(policy, config.job_queue_size, order)

@@ -8,13 +8,14 @@ a form of its own brings its own table.
 from __future__ import annotations
 
 import logging
+import math
 
 import msgspec
 
 from ts_frontend.core import errors
 from ts_frontend.core.errors import ErrorKind, ServingError
 from ts_frontend.dialects.json_body import JSON, pretty_json
-from ts_frontend.http.request import HttpRequest
+from ts_frontend.http.request import HttpRequest, status_line
 
 
 class ErrorBody(msgspec.Struct):
@@ -26,6 +27,7 @@ class ErrorBody(msgspec.Struct):
 logger = logging.getLogger(__name__)
 
 INTERNAL = "InternalServerException"
+REASON_HEADER = b"x-error-reason"
 
 # By class first: TorchServe's `type` tells apart what a kind does not.
 TYPE_OF_CLASS: dict[type[ServingError], tuple[int, str]] = {
@@ -47,6 +49,7 @@ STATUS_OF_KIND: dict[ErrorKind, tuple[int, str]] = {
     ErrorKind.METHOD_NOT_ALLOWED: (405, "MethodNotAllowedException"),
     ErrorKind.CONFLICT: (409, "ConflictStatusException"),
     ErrorKind.OVERLOADED: (503, "ServiceUnavailableException"),
+    ErrorKind.THROTTLED: (429, "ServiceUnavailableException"),
     ErrorKind.UNAVAILABLE: (503, "ServiceUnavailableException"),
     ErrorKind.DEADLINE_EXCEEDED: (408, "RequestTimeoutException"),
     ErrorKind.OUT_OF_MEMORY: (507, INTERNAL),
@@ -87,11 +90,48 @@ def translate(error: BaseException) -> tuple[int, bytes]:
 
 def answer_error(request: HttpRequest, error: BaseException) -> None:
     status, body = translate(error)
-    request.respond(status, body, content_type=JSON)
+    respond_failure(request, error, status, body)
+
+
+def respond_failure(request: HttpRequest, error: BaseException, status: int, body: bytes) -> None:
+    """Send the answer to a failed request, with what its headers can tell programs (any dialect).
+
+    The connection of a client that is only to come again later stays open, where TorchServe closes
+    it as after any failure: under overload a connection costs more than the refusal.
+    """
+    if not isinstance(error, ServingError) or not error.reason:
+        request.respond(status, body, content_type=JSON)
+        return
+    headers = [(REASON_HEADER, error.reason.encode())]
+    if error.retry_after_s is not None:
+        headers.append((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    request.respond(
+        status,
+        body,
+        content_type=JSON,
+        headers=headers,
+        keeps_connection=error.kind in (ErrorKind.OVERLOADED, ErrorKind.THROTTLED),
+    )
+
+
+def bare_refusal(error: ServingError) -> bytes:
+    """The head of an answer without a body, for a request whose own body is not even read; the
+    empty line is still to come.
+    """
+    status, _ = status_and_type(error)
+    return b"%b%b: %b\r\nRetry-After: 1\r\ncontent-length: 0\r\n" % (
+        status_line(status),
+        REASON_HEADER,
+        error.reason.encode(),
+    )
 
 
 # What the HTTP room itself refuses, before any route is known.
-TRANSPORT_TYPES = {400: "BadRequestException", 408: "RequestTimeoutException"}
+TRANSPORT_TYPES = {
+    400: "BadRequestException",
+    408: "RequestTimeoutException",
+    413: "BadRequestException",
+}
 
 
 def transport_error(status: int, message: str) -> bytes:

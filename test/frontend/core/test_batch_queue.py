@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from fakes import FakeClock, RecordingConsumer, chunk, new_job
 from hypothesis import settings
@@ -192,6 +194,102 @@ def test_a_client_may_cancel_its_other_jobs_when_one_fails() -> None:
     queue.fail_all(NoWorker("none"))
     states = [JobState.FAILED, JobState.CANCELLED, JobState.CANCELLED]
     assert [job.state for job in jobs] == states
+
+
+# Deadlines.
+
+
+def put_due(queue: BatchQueue, *deadlines_s: float | None) -> list[Job]:
+    jobs = [new_job(deadline_s=deadline_s) for deadline_s in deadlines_s]
+    for job in jobs:
+        queue.put(job)
+    return jobs
+
+
+async def test_a_job_whose_time_is_over_is_in_no_batch() -> None:
+    """Also when the timer that would have said so has yet to run."""
+    queue = new_queue(size=3)
+    jobs = put_due(queue, 5.0, 20.0, 9.0, None)
+    assert take(queue, now_s=10.0) == [jobs[1], jobs[3]]
+    await asyncio.sleep(0)
+    assert [job.state for job in jobs] == [
+        JobState.EXPIRED,
+        JobState.RUNNING,
+        JobState.EXPIRED,
+        JobState.RUNNING,
+    ]
+
+
+async def test_a_queue_of_jobs_whose_time_is_over_is_empty() -> None:
+    queue = new_queue()
+    jobs = put_due(queue, 5.0, 5.0)
+    clients = [RecordingConsumer(job.response) for job in jobs]
+    assert queue.next_batch(10.0) is None
+    assert len(queue) == 0
+    await asyncio.sleep(0)
+    assert all(isinstance(client.error, DeadlineExceeded) for client in clients)
+
+
+async def test_a_client_may_send_more_when_it_hears_that_its_time_is_over() -> None:
+    queue = new_queue()
+    jobs = put_due(queue, 5.0, 20.0)
+
+    class Client(RecordingConsumer):
+        def on_error(self, error: object) -> None:
+            put_all(queue, 1)
+
+    jobs[0].response.attach(Client())
+    assert take(queue, now_s=10.0) == [jobs[1]]
+    assert len(queue) == 0
+    await asyncio.sleep(0)
+    assert len(queue) == 1
+
+
+async def test_a_job_that_cannot_be_in_time_makes_way_for_one_that_can() -> None:
+    queue = new_queue()
+    queue.watch_times()
+    assert queue.times is not None
+    queue.times.add(1, 2.0)
+    jobs = put_due(queue, 11.0, 13.0)
+    assert take(queue, now_s=10.0) == [jobs[1]]
+    await asyncio.sleep(0)
+    assert jobs[0].state is JobState.EXPIRED
+
+
+async def test_a_job_that_is_likely_late_runs_where_nobody_else_waits() -> None:
+    """The prediction may be wrong, and could never be found to be."""
+    queue = new_queue()
+    queue.watch_times()
+    assert queue.times is not None
+    queue.times.add(1, 2.0)
+    jobs = put_due(queue, 11.0)
+    assert take(queue, now_s=10.0) == jobs
+
+
+# What waits, the batch size, the seconds of a batch, how many workers; in how long a new job is
+# answered.
+PREDICTIONS = [
+    (0, 1, 2.0, 1, 4.0),  # what runs, and its own
+    (3, 1, 2.0, 1, 10.0),
+    (3, 1, 2.0, 4, 4.0),
+    (3, 4, 2.0, 1, 4.0),  # it fills the next batch
+    (4, 4, 2.0, 1, 6.0),
+    (4, 4, 2.0, 0, None),
+]
+
+
+@pytest.mark.parametrize(("waiting", "size", "batch_s", "workers", "expected_s"), PREDICTIONS)
+def test_prediction(
+    waiting: int, size: int, batch_s: float, workers: int, expected_s: float | None
+) -> None:
+    queue = new_queue(size=size)
+    assert queue.predict_s(workers) is None
+    queue.watch_times()
+    assert queue.predict_s(workers) is None
+    assert queue.times is not None
+    queue.times.add(size, batch_s)
+    put_all(queue, waiting)
+    assert queue.predict_s(workers) == expected_s
 
 
 def test_repr_shows_how_full_it_is() -> None:
