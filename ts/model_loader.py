@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from ts.context import Context
+from ts.generators import has_streams, run_to_end
 from ts.service import Service
 from ts.utils.util import list_classes_from_module
 
@@ -132,7 +133,13 @@ def import_handler(handler: str, model_dir: str) -> tuple[ModuleType, str]:
 def function_entry_point(module: ModuleType, name: str) -> tuple[EntryPoint, Initialize]:
     """A function that is called without data once, when the model starts."""
     entry_point = getattr(module, name)
-    return entry_point, lambda context: entry_point(None, context)
+
+    def initialize(context: Context) -> None:
+        started = entry_point(None, context)
+        if has_streams(started):
+            run_to_end(started)
+
+    return entry_point, initialize
 
 
 def class_entry_point(module: ModuleType) -> tuple[EntryPoint, Initialize]:

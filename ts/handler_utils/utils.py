@@ -7,6 +7,8 @@ import inspect
 import os
 from typing import Any
 
+from ts.context import Context, RequestCancelled
+from ts.protocol.batch_reply import encode_batch_reply
 from ts.protocol.otf_message_handler import create_predict_response
 
 __all__ = ["create_predict_response", "import_class", "send_intermediate_predict_response"]
@@ -18,12 +20,15 @@ def send_intermediate_predict_response(
     """Send one piece of each request's answer now; the handler's return value is the last piece.
 
     Ranks other than 0 do nothing: one process of a parallel model speaks for all.
+    Raises RequestCancelled when nobody reads the batch's answers any more, so that a stream ends
+    with its client; let it pass.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    context.cl_socket.sendall(
-        create_predict_response(ret, req_id_map, message, code, context, ts_stream_next=True)
-    )
+    if isinstance(context, Context) and context.is_cancelled():
+        raise RequestCancelled("nobody reads the answer any more")
+    buffers = encode_batch_reply(ret, req_id_map, message, code, context, ts_stream_next=True)
+    context.cl_socket.sendall(buffers[0] if len(buffers) == 1 else b"".join(buffers))
 
 
 def import_class(class_name: str, module_prefix: str | None = None) -> type:

@@ -11,10 +11,10 @@ import abc
 import importlib.util
 import logging
 import os
-import pickle
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +23,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.torch_version import TorchVersion
 
 from ts.handler_utils.timer import timed
+from ts.torch_handler.explanations import explain_target
+from ts.torch_handler.model_files import (
+    is_weights_only,
+    load_pt2,
+    load_torch_file,
+    run_onnx,
+    wanted_dtype,
+)
 from ts.utils.util import (
-    PredictionException,
     check_valid_pt2_backend,
     list_classes_from_module,
     load_label_mapping,
@@ -72,7 +79,8 @@ def setup_ort_session(model_pt_path: str, map_location: str | None) -> Any:
         import onnxruntime
     except ImportError as error:
         raise RuntimeError(
-            "serving an ONNX model needs ONNX Runtime; install it with: pip install onnxruntime"
+            "serving an ONNX model needs ONNX Runtime; install it with: pip install onnxruntime "
+            "(or the server's extra: pip install 'torchserve[onnx]')"
         ) from error
     providers = ["CPUExecutionProvider"]
     if map_location == "cuda":
@@ -80,25 +88,6 @@ def setup_ort_session(model_pt_path: str, map_location: str | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
     return onnxruntime.InferenceSession(model_pt_path, sess_options=options, providers=providers)
-
-
-def load_torch_file(path: str, map_location: Any = None) -> Any:
-    """What `torch.save` wrote to `path`, read without running code that the file brings along.
-
-    Files that hold other objects than tensors and plain containers are refused, unless the
-    environment has TS_WEIGHTS_ONLY=false, which trusts the archive like its Python files.
-    """
-    weights_only = os.environ.get("TS_WEIGHTS_ONLY", "true").lower() != "false"
-    try:
-        return torch.load(path, map_location=map_location, weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        if not weights_only:
-            raise
-        raise RuntimeError(
-            f"{os.path.basename(path)} holds objects other than tensors and plain containers. "
-            "Save a state dict of tensors, or set the environment variable TS_WEIGHTS_ONLY=false "
-            f"to load it anyway, which runs code from the file. Cause: {error}"
-        ) from error
 
 
 def request_payload(row: Any) -> Any:
@@ -117,6 +106,11 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
     Override what differs: `preprocess`, `inference`, `postprocess`, `get_insights`,
     `describe_handle`.
     """
+
+    # Which requests of a mixed batch are being explained; None: all that are at hand.
+    _explained: Sequence[int] | None = None
+    # What `handler.dtype` names; None leaves weights and inputs as they are.
+    _dtype: torch.dtype | None = None
 
     def __init__(self) -> None:
         # From the archive and the configuration.
@@ -149,6 +143,7 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
         if model_entry.get("serializedFile"):
             self.model_pt_path = os.path.join(model_dir, model_entry["serializedFile"])
 
+        self._dtype = wanted_dtype(self.model_yaml_config)
         self._load_model(model_dir, model_entry.get("modelFile") or "")
         self._optimize_model()
 
@@ -174,25 +169,47 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
         path = self.model_pt_path or ""
         if model_file:
             self.model = self._load_pickled_model(model_dir, model_file, self.model_pt_path)
-            self.model.to(self.device)
+            self.model.to(self.device, self._dtype)
             self.model.eval()
         elif path.endswith(".pt"):
             self.model = self._load_torchscript_model(path)
+            self.model.to(self.device, self._dtype)
             self.model.eval()
-        elif path.endswith(".onnx") and ONNX_AVAILABLE:
-            self.model = setup_ort_session(path, self.map_location)
-        elif path.endswith(".so") and self._is_aot_compiled() and PT230_AVAILABLE:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            self.model = self._load_torch_export_aot_compile(path)
+        elif path.endswith((".onnx", ".pt2", ".so")):
+            if self._dtype is not None:
+                raise ValueError(
+                    f"handler.dtype: {os.path.basename(path)} keeps the types it was exported with"
+                )
+            self.model = self._load_exported_model(path)
+        elif path and not is_weights_only(self.model_yaml_config):
+            self.model = self._load_whole_model(path)
+            self.model.to(self.device, self._dtype)
+            self.model.eval()
         else:
-            raise RuntimeError(
-                f"No model weights could be loaded: serialized file {path or 'none'!r}, "
-                "model file none. Give a model file for a state dict, a TorchScript .pt, "
-                "an .onnx (with onnxruntime installed), or a .so with pt2.export.aot_compile."
-            )
+            raise _no_weights(path)
 
-    def _is_aot_compiled(self) -> bool:
+    def _load_exported_model(self, path: str) -> Any:
+        if path.endswith(".onnx"):
+            return setup_ort_session(path, self.map_location)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if path.endswith(".pt2"):
+            return load_pt2(path, self.device)
+        if self._use_torch_export_aot_compile() and PT230_AVAILABLE:
+            return self._load_torch_export_aot_compile(path)
+        raise _no_weights(path)
+
+    def _load_whole_model(self, path: str) -> torch.nn.Module:
+        """A model that was saved with its class, by `torch.save(model, path)`."""
+        model = load_torch_file(path, self.device, weights_only=False)
+        if not isinstance(model, torch.nn.Module):
+            raise RuntimeError(
+                f"{os.path.basename(path)} holds a {type(model).__name__} and no model; weights "
+                "need a model file with their class."
+            )
+        return model
+
+    def _use_torch_export_aot_compile(self) -> bool:
         pt2 = self.model_yaml_config.get("pt2")
         export = pt2.get("export") if isinstance(pt2, dict) else None
         return bool(export.get("aot_compile")) if isinstance(export, dict) else False
@@ -214,7 +231,11 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
             raise ValueError(f"Expected only one class as model definition. {classes}")
         model = classes[0]()
         if model_pt_path:
-            model.load_state_dict(load_torch_file(model_pt_path, self.device))
+            trust = is_weights_only(getattr(self, "model_yaml_config", None))
+            weights = load_torch_file(model_pt_path, self.device, trust)
+            if isinstance(weights, torch.nn.Module):  # only where the archive trusts its pickles
+                weights = weights.state_dict()
+            model.load_state_dict(weights)
         return model
 
     def _load_torchscript_model(self, model_pt_path: str) -> Any:
@@ -225,7 +246,14 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
         # advice is not for whoever reads this log.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
-            return torch.jit.load(model_pt_path, map_location=self.device)
+            try:
+                return torch.jit.load(model_pt_path, map_location=self.device)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"{os.path.basename(model_pt_path)} is no TorchScript file; if it holds a "
+                    "state dict, the archive needs a model file with the model's class. "
+                    f"Cause: {error}"
+                ) from error
 
     def _load_torch_export_aot_compile(self, model_so_path: str) -> Any:
         return torch._export.aot_load(model_so_path, self.map_location)
@@ -259,7 +287,20 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
     def inference(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the batch."""
         with torch.inference_mode():
-            return self.model(data.to(self.device), *args, **kwargs)
+            return self._run_model(data, *args, **kwargs)
+
+    def _run_model(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The output of whatever kind of model was loaded, for input of any device and type."""
+        if hasattr(self.model, "get_inputs"):  # a session of ONNX Runtime
+            return run_onnx(self.model, data, *args)
+        return self.model(self._as_input(data), *args, **kwargs)
+
+    def _as_input(self, data: torch.Tensor) -> torch.Tensor:
+        """The data on the model's device, and in its type if the configuration names one."""
+        data = data.to(self.device)
+        if self._dtype is not None and data.is_floating_point():
+            data = data.to(self._dtype)
+        return data
 
     @timed
     def postprocess(self, data: Any) -> list[Any]:
@@ -275,14 +316,50 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
         elif self._is_describe():
             output = [self.describe_handle()]
         else:
-            data_preprocess = self.preprocess(data)
-            if self._is_explain():
-                output = self.explain_handle(data_preprocess, data)
-            else:
-                output = self.postprocess(self.inference(data_preprocess))
+            output = self._run_parts(data)
         handler_ms = round((time.perf_counter() - start_s) * 1000, 2)
         context.metrics.add_time("HandlerTime", handler_ms, None, "ms")
         return output
+
+    def _run_parts(self, data: list[Any]) -> list[Any]:
+        """The answers to a batch, in which some may want a prediction and some an explanation."""
+        requests = self._request_indexes(data) or ()
+        wants = [self._has_true_header("explain", index) for index in requests]
+        if not any(wants) or all(wants):
+            return self._run_part(data, self._is_explain())
+        output: list[Any] = [None] * len(data)
+        for is_explain in (False, True):
+            indexes = [index for index, wanted in enumerate(wants) if wanted is is_explain]
+            if is_explain:
+                self.explain = True
+                self._explained = indexes
+            try:
+                answers = self._run_part([data[index] for index in indexes], is_explain)
+            finally:
+                self._explained = None
+            if not isinstance(answers, list) or len(answers) != len(indexes):
+                return answers  # the service says what is wrong with it
+            for index, answer in zip(indexes, answers, strict=True):
+                output[index] = answer
+        return output
+
+    def _run_part(self, data: list[Any], is_explain: bool) -> Any:
+        data_preprocess = self.preprocess(data)
+        if is_explain:
+            return self.explain_handle(data_preprocess, data)
+        return self.postprocess(self.inference(data_preprocess))
+
+    def _request_indexes(self, rows: list[Any]) -> Sequence[int] | None:
+        """Where the requests of these rows are in the context's batch.
+
+        None if rows are no requests: an envelope has made several of one, or there is no server.
+        """
+        if self._explained is not None:
+            return self._explained
+        requests = getattr(self.context, "request_processor", None)
+        if requests is None or len(requests) != len(rows):
+            return None
+        return range(len(rows))
 
     def explain_handle(self, data_preprocess: Any, raw_data: list[Any]) -> Any:
         """The explanation of the batch, from `get_insights`, which a subclass defines.
@@ -292,7 +369,7 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
         """
         row = raw_data[0]
         target = row.get("target") if isinstance(row, dict) else None
-        return self.get_insights(data_preprocess, request_payload(row), _explain_target(target))
+        return self.get_insights(data_preprocess, request_payload(row), explain_target(target))
 
     def describe_handle(self) -> Any:
         """Extra information for a describe call; override to return a dict."""
@@ -311,8 +388,8 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
     def _is_describe(self) -> bool:
         return self._has_true_header("describe")
 
-    def _has_true_header(self, key: str) -> bool:
-        return bool(self.context) and self.context.get_request_header(0, key) == "True"
+    def _has_true_header(self, key: str, index: int = 0) -> bool:
+        return bool(self.context) and self.context.get_request_header(index, key) == "True"
 
     def _infer_with_profiler(self, data: list[Any]) -> tuple[Any, Any]:
         """The batch's answers and the finished profile of how they were made."""
@@ -364,6 +441,15 @@ def _import_model_file(path: str) -> ModuleType:
     return module
 
 
+def _no_weights(path: str) -> RuntimeError:
+    return RuntimeError(
+        f"No model weights could be loaded: serialized file {path or 'none'!r}, model file none. "
+        "Give a model file for a state dict, or a TorchScript .pt, an exported .pt2, an .onnx, a "
+        ".so with pt2.export.aot_compile; or, for a model saved with its class, "
+        "handler.weights_only: false."
+    )
+
+
 def _compile_options(pt2: Any) -> dict[str, Any] | None:
     """Keyword arguments for torch.compile, or None if the model is not to be compiled.
 
@@ -382,16 +468,3 @@ def _compile_options(pt2: Any) -> dict[str, Any] | None:
     if "export" in pt2:
         return None
     return dict(pt2)
-
-
-def _explain_target(target: Any) -> Any:
-    if isinstance(target, bytes | bytearray):
-        target = target.decode("utf-8", "replace")
-    if isinstance(target, str) and target:
-        try:
-            return int(target)
-        except ValueError as error:
-            raise PredictionException(
-                f"target must be an integer, not {target[:64]!r}", 400
-            ) from error
-    return target or 0

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ts.torch_handler.base_handler import _import_model_file, load_torch_file, request_payload
+from ts.torch_handler.base_handler import _import_model_file, request_payload
+from ts.torch_handler.model_files import load_torch_file
 from ts.utils.util import list_classes_from_module
 
 
@@ -63,7 +64,8 @@ class DenseNetHandler:
         for row in data:
             payload = request_payload(row)
             if isinstance(payload, bytes | bytearray | memoryview):
-                payload = load_torch_file(io.BytesIO(payload), self.device)
+                # A client's bytes are never trusted, whatever the archive's own files are.
+                payload = load_torch_file(io.BytesIO(payload), self.device, weights_only=True)
             tensors.append(torch.as_tensor(payload))
         with torch.inference_mode():
             return self.model(torch.stack(tensors).to(self.device), *args, **kwargs)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from ts.handler_utils.text_utils import get_tokenizer
-from ts.torch_handler.base_handler import BaseHandler, load_torch_file
+from ts.torch_handler.base_handler import BaseHandler
 from ts.torch_handler.contractions import CONTRACTION_MAP
+from ts.torch_handler.explanations import captum_attr
+from ts.torch_handler.model_files import is_weights_only, load_torch_file
 from ts.utils.util import CLEANUP_REGEX
 
 # The longest first, so that "can't've" is not read as "can't" and a rest.
@@ -43,19 +45,17 @@ class TextHandler(BaseHandler, ABC):
         super().initialize(context)
         self._lig = None
         named = self.manifest["model"].get("sourceVocab")
-        self.source_vocab = load_torch_file(named or self.get_source_vocab_path(context))
+        self.source_vocab = load_torch_file(
+            named or self.get_source_vocab_path(context),
+            weights_only=is_weights_only(self.model_yaml_config),
+        )
 
     @property
     def lig(self) -> Any:
         """Captum's LayerIntegratedGradients for the model's `embedding`; made on first use."""
         if self._lig is None:
-            try:
-                from captum.attr import LayerIntegratedGradients
-            except ImportError as error:
-                raise RuntimeError(
-                    "explanations need Captum; install it with: pip install captum"
-                ) from error
-            self._lig = LayerIntegratedGradients(self.model, self.model.embedding)
+            layer = captum_attr().LayerIntegratedGradients
+            self._lig = layer(self.model, self.model.embedding)
         return self._lig
 
     @lig.setter

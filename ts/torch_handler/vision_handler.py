@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from abc import ABC
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,22 @@ import torch
 from PIL import Image
 
 from ts.handler_utils.timer import timed
+from ts.torch_handler.attribution_view import draw_attribution
 from ts.torch_handler.base_handler import BaseHandler, request_payload
+from ts.torch_handler.explanations import (
+    IMAGE_METHODS,
+    ExplainedBatch,
+    ExplainSettings,
+    Method,
+    Targets,
+    captum_attr,
+    find_layer,
+    read_settings,
+)
+from ts.torch_handler.model_files import has_gradients
+from ts.utils.util import PredictionException
 
-INTEGRATION_STEPS = 15  # of integrated gradients; more is finer and proportionally slower
+FORMATS = ("json", "png")  # of an explanation
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -25,11 +39,16 @@ class VisionHandler(BaseHandler, ABC):
 
     image_processing: Callable[[Image.Image], torch.Tensor]
     _ig: Any = None
+    _explain_settings: ExplainSettings | None = None
 
     def initialize(self, context: Any) -> None:
-        """Load the model; lift Pillow's size limit if the configuration says so."""
+        """Load the model; lift Pillow's size limit if the configuration says so.
+
+        Raises ValueError for a `captum` section that cannot be followed.
+        """
         super().initialize(context)
         self._ig = None
+        self._set_up_explanations(self.model_yaml_config.get("captum"))
         if not context.system_properties.get("limit_max_image_pixels", True):
             Image.MAX_IMAGE_PIXELS = None
 
@@ -40,13 +59,7 @@ class VisionHandler(BaseHandler, ABC):
         Made on first use: a model that is never asked for explanations needs no Captum.
         """
         if self._ig is None:
-            try:
-                from captum.attr import IntegratedGradients
-            except ImportError as error:
-                raise RuntimeError(
-                    "explanations need Captum; install it with: pip install captum"
-                ) from error
-            self._ig = IntegratedGradients(self.model)
+            self._ig = captum_attr().IntegratedGradients(self.model)
         return self._ig
 
     @ig.setter
@@ -68,6 +81,110 @@ class VisionHandler(BaseHandler, ABC):
             return self.image_processing(Image.open(io.BytesIO(image)))
         return torch.as_tensor(image, dtype=torch.float32)
 
+    def explain_handle(self, data_preprocess: torch.Tensor, raw_data: list[Any]) -> list[Any]:
+        """Per request, the attribution of its own target, as nested lists or as a picture.
+
+        A subclass with a get_insights of its own is asked as BaseHandler does it.
+        """
+        if type(self).get_insights is not VisionHandler.get_insights:
+            return super().explain_handle(data_preprocess, raw_data)
+        settings = self._settings()
+        indexes = self._request_indexes(raw_data)
+        batch = ExplainedBatch(raw_data, self.context, indexes, settings, FORMATS)
+        self._targets.look(lambda: self._run_model(data_preprocess), batch.is_predicting)
+        targets = {}
+        for position, choice in list(batch.choices.items()):
+            with batch.failing_alone(position):
+                targets[position] = self._targets.resolve(choice.target, position)
+        methods: dict[str, list[int]] = {}
+        for position, choice in batch.choices.items():
+            methods.setdefault(choice.method, []).append(position)
+        for method, positions in methods.items():
+            attributions = self._attribute(
+                data_preprocess[positions], [targets[position] for position in positions], method
+            )
+            for position, attribution in zip(positions, attributions, strict=True):
+                if batch.choices[position].format == "png":
+                    picture = self._picture(data_preprocess[position])
+                    batch.answer(position, draw_attribution(picture, attribution))
+                else:
+                    batch.answer(position, attribution.tolist())
+        return batch.answers
+
     def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> list[Any]:
         """Attribution of each input value to the output `target`, nested like the input tensor."""
-        return self.ig.attribute(tensor_data, target=target, n_steps=INTEGRATION_STEPS).tolist()
+        targets = [target] * len(tensor_data)
+        return self._attribute(tensor_data, targets, self._settings().method).tolist()
+
+    def _set_up_explanations(self, section: Any) -> None:
+        self._explainers: dict[str, Any] = {}  # of Captum, by method
+        self._targets = Targets()
+        self._explain_settings = read_settings(section, IMAGE_METHODS, FORMATS)
+        if self._explain_settings.layer is not None:
+            find_layer(self.model, self._explain_settings.layer)
+
+    def _settings(self) -> ExplainSettings:
+        if self._explain_settings is None:  # a subclass with an `initialize` of its own
+            self._set_up_explanations(None)
+        return self._explain_settings
+
+    def _attribute(self, images: torch.Tensor, targets: list[Any], name: str) -> torch.Tensor:
+        """The attributions of a method, [images, channels or 1, height, width]."""
+        settings = self._settings()
+        images = self._as_input(images)
+        method = IMAGE_METHODS[name]
+        is_configured = name == settings.method
+        arguments = dict(settings.arguments if is_configured else method.defaults)
+        if name == "gradient_shap":
+            arguments["baselines"] = torch.full_like(images, arguments["baselines"])
+        explainer = self._explainer(name, method)
+        if is_configured and settings.smoothing is not None:
+            explainer = captum_attr().NoiseTunnel(explainer)
+            arguments.update(settings.smoothing)
+        is_common = all(target == targets[0] for target in targets)
+        with warnings.catch_warnings():
+            # Captum's advice to people who call it: hooks it sets, gradients it asks for.
+            warnings.simplefilter("ignore", UserWarning)
+            attributions = explainer.attribute(
+                images.detach().clone().requires_grad_(),
+                target=targets[0] if is_common else targets,
+                **arguments,
+            )
+        if method.takes_layer:
+            attributions = captum_attr().LayerAttribution.interpolate(
+                attributions, tuple(images.shape[2:]), "bilinear"
+            )
+        return attributions.detach()
+
+    def _explainer(self, name: str, method: Method) -> Any:
+        if not has_gradients(self.model):
+            if name != "occlusion":
+                raise PredictionException(
+                    f"{name} needs gradients, which this kind of model file does not give; "
+                    "captum.method: occlusion needs none",
+                    501,
+                )
+            return captum_attr().Occlusion(self._run_model)
+        if name == "integrated_gradients":
+            return self.ig
+        if name not in self._explainers:
+            make = getattr(captum_attr(), method.captum_class)
+            layer = self._settings().layer if method.takes_layer else None
+            self._explainers[name] = (
+                make(self.model)
+                if layer is None
+                else make(self.model, find_layer(self.model, layer))
+            )
+        return self._explainers[name]
+
+    def _picture(self, image: torch.Tensor) -> torch.Tensor:
+        """The model's input as it looked before it was normalized, [channels, h, w] in [0, 1]."""
+        image = image.detach().to("cpu", torch.float32)
+        processing = getattr(self, "image_processing", None)  # DALI's handlers have none
+        for step in getattr(processing, "transforms", ()):
+            mean, std = getattr(step, "mean", None), getattr(step, "std", None)
+            if mean is not None and std is not None:
+                mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+                return image * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+        low, high = image.min(), image.max()
+        return (image - low) / (high - low) if high > low else torch.zeros_like(image)

@@ -15,19 +15,25 @@ from ts.protocol import messages
 from ts.protocol.frames import encode_field, encode_int
 from ts.protocol.messages import (
     LARGE_BODY_BYTES,
+    PING,
+    PONG,
+    Cancel,
     CommandReader,
     LoadModel,
     LoadReply,
     Part,
+    Ping,
     Prediction,
     PredictReply,
     PredictRequest,
     ProtocolError,
     ReplyReader,
+    encode_cancel,
     encode_load,
     encode_load_reply,
     encode_predict,
     encode_predict_reply,
+    is_pong,
 )
 
 # Recorded from TorchServe 0.12.
@@ -449,3 +455,31 @@ def test_reader_lets_go_of_what_it_has_read():
     del reply
     assert reader.next_predict() is None
     assert sys.getrefcount(data) == alone
+
+
+def test_recorded_controls():
+    assert encode_cancel(b"id") == b"C\x00\x00\x00\x02id"
+    assert PING == b"P"
+    assert PONG == b"\x00\x00\x00\xc8\x00\x00\x00\x04pong\xff\xff\xff\xff"
+    pieces = [bytes((byte,)) for byte in encode_cancel(b"id") + PING + LOAD_BYTES]
+    reader = CommandReader()
+    found = []
+    for piece in pieces:
+        reader.feed(piece)
+        while (command := reader.next()) is not None:
+            found.append(command)
+    assert found == [Cancel(b"id"), Ping.PING, LOAD]
+
+
+def test_a_pong_is_told_from_an_answer():
+    reader = ReplyReader(LIMIT)
+    reader.feed(PONG)
+    assert is_pong(reader.next_predict())
+    assert not is_pong(PredictReply(200, "Prediction success", []))
+
+
+def test_a_cancel_with_an_impossible_length():
+    reader = CommandReader(LIMIT)
+    reader.feed(b"C" + (LIMIT + 1).to_bytes(4, "big"))
+    with pytest.raises(ProtocolError, match="request id"):
+        reader.next()

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ts import context
+from ts.context import RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 METRICS_FILE = Path(__file__).parents[3] / "ts" / "configs" / "metrics.yaml"
@@ -26,19 +28,25 @@ class Context:
         self.model_yaml_config = config
         self.metrics = MetricsCacheYamlImpl(str(METRICS_FILE))
         self.metrics.initialize_cache()
-        self.headers = [{}]
-        self.request_ids = {0: "r0"}
+        self.start_batch({})
 
     def start_batch(self, *headers):
-        self.headers = list(headers)
+        self.request_processor = [RequestProcessor(each) for each in headers]
         self.request_ids = {index: f"r{index}" for index in range(len(headers))}
         self.metrics.set_request_ids(self.request_ids)
 
-    def get_request_header(self, idx, key):
-        return self.headers[idx].get(key)
+    get_request_id = context.Context.get_request_id
+    get_request_header = context.Context.get_request_header
+    get_all_request_header = context.Context.get_all_request_header
+    get_response_status = context.Context.get_response_status
+    get_response_content_type = context.Context.get_response_content_type
+    set_response_content_type = context.Context.set_response_content_type
+    set_response_header = context.Context.set_response_header
+    set_response_status = context.Context.set_response_status
 
-    def get_request_id(self, idx=0):
-        return self.request_ids.get(idx)
+    @property
+    def _request_processor(self):
+        return self.request_processor
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ts.torch_handler.densenet_handler import DenseNetHandler
+from ts.utils.util import PredictionException
 
 EAGER = """
 import torch
@@ -52,3 +53,14 @@ def test_missing_files_are_refused(make_context, manifest_model):
         DenseNetHandler().initialize(make_context(serializedFile="absent.pth"))
     with pytest.raises(RuntimeError, match="Missing the model"):
         DenseNetHandler().initialize(make_context(**{**manifest_model, "modelFile": "absent.py"}))
+
+
+def test_a_clients_pickle_is_refused_even_where_the_archives_are_trusted(
+    make_context, save_torchscript, monkeypatch
+):
+    monkeypatch.setenv("TS_WEIGHTS_ONLY", "false")
+    handler = DenseNetHandler()
+    context = make_context(serializedFile=save_torchscript(torch.nn.Identity()))
+    handler.initialize(context)
+    with pytest.raises(RuntimeError, match="holds objects other than tensors"):
+        handler.handle([{"data": saved(PredictionException("x"))}], context)

@@ -1,6 +1,8 @@
 """Numbers of the transforms. The recorded ones are torchvision's for the same pictures."""
 
+import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +239,51 @@ def test_compose_applies_in_order():
     assert repr(Compose([ToTensor(), Resize(5)])) == (
         "Compose(ToTensor(), Resize(size=(5,), interpolation=bilinear))"
     )
+
+
+# What torchvision 0.29.2 makes of `picture_of`: shape, dtype, sum, and four values of the tensor.
+RECORDED = json.loads(Path(__file__).with_name("torchvision_values.json").read_text())
+STEPS = {
+    "resize_31": Resize(31),
+    "resize_33_17": Resize((33, 17)),
+    "resize_20_max_45": Resize(20, max_size=45),
+    "center_crop_31_12": CenterCrop((31, 12)),
+    "center_crop_64": CenterCrop(64),
+    "grayscale": Grayscale(),
+    "to_tensor": Compose([]),
+}
+
+
+def picture_of(mode, width, height):
+    """A picture without a pattern that a filter would miss, in any mode."""
+
+    def value(x, y, band):
+        return (x * 7 + y * 13 + band * 50 + (x * y) % 11 * 9) % 256
+
+    size, places = (width, height), [(x, y) for y in range(height) for x in range(width)]
+    if mode == "1":
+        return picture_of("L", width, height).point(lambda v: 255 if v > 127 else 0).convert("1")
+    if mode == "P":
+        return picture_of("RGB", width, height).quantize(16)
+    if mode == "I;16":
+        words = ((value(x, y, 0) * 257).to_bytes(2, "little") for x, y in places)
+        return Image.frombytes(mode, size, b"".join(words))
+    if mode in ("I", "F"):
+        return picture_of("L", width, height).convert(mode)
+    bands = range(len(Image.new(mode, (1, 1)).getbands()))
+    return Image.frombytes(mode, size, bytes(value(x, y, c) for x, y in places for c in bands))
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_every_mode_and_size_gives_torchvisions_numbers(case):
+    mode, size, step = case.split()
+    image = picture_of(mode, *map(int, size.split("x")))
+    tensor = ToTensor()(STEPS[step](image))
+    shape, dtype, total, *samples = RECORDED[case]
+    values = tensor.double().flatten()
+    assert (list(tensor.shape), str(tensor.dtype)) == (shape, f"torch.{dtype}")
+    # Pillow may round a filter's result to the neighbouring of 256 levels in another version.
+    level = 1 / 255 if dtype == "float32" and mode != "F" else 1
+    assert values.sum().item() == pytest.approx(total, rel=1e-3, abs=level)
+    places = (0, len(values) // 3, len(values) // 2, -1)
+    assert [values[place].item() for place in places] == pytest.approx(samples, abs=level * 1.01)

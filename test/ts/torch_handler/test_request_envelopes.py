@@ -100,6 +100,19 @@ class TestKServe:
         assert seen == [{"data": 1}]
         assert answer == [{"predictions": ["cat", "dog"]}]
 
+    @pytest.mark.parametrize(
+        ("instances", "rows"),
+        [
+            ([{"b64": "aGk="}], [b"hi"]),
+            ([{"data": {"b64": "aGk="}, "target": 0}], [{"data": b"hi", "target": 0}]),
+            ([{"b64": "aGk=", "more": 1}], [{"b64": "aGk=", "more": 1}]),
+            ([[1, 2], {"b64": "aGk="}], [[1, 2], {"b64": "aGk="}]),
+        ],
+    )
+    def test_base64_and_the_other_name_of_the_instances(self, instances, rows):
+        for key in ("instances", "inputs"):
+            assert run(KServeEnvelope, [{"body": {key: instances}}])[0] == rows
+
     def test_explanations(self):
         row = {"body": {"instances": [1]}}
         assert run(KServeEnvelope, [row], explain="True")[1] == [{"explanations": [1]}]
@@ -212,6 +225,9 @@ class TestKServeV2:
         (JSONEnvelope, {"body": b"{"}, "not JSON"),
         (KServeEnvelope, {"body": {"instances": 5}}, '"instances"'),
         (KServeEnvelope, {"body": [1]}, '"instances"'),
+        (KServeEnvelope, {"body": {"inputs": 5}}, '"inputs"'),
+        (KServeEnvelope, {"body": {"instances": [{"b64": 5}]}}, "base64"),
+        (JSONEnvelope, {"body": {"instances": [{"b64": "x"}]}}, "base64"),
         (KServev2Envelope, {"body": {}}, '"inputs"'),
         (KServev2Envelope, v2({"name": "a"}), '"shape"'),
         (KServev2Envelope, v2(5), '"name"'),

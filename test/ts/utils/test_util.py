@@ -157,14 +157,16 @@ def test_timed(config, names):
 
 def test_single_node_service():
     class Doubling(SingleNodeService):
-        def preprocess(self, data):
+        def _preprocess(self, data):
             return [row["body"] for row in data]
 
-        def inference(self, data):
+        def _inference(self, data):
             return [2 * value for value in data]
 
     service = Doubling()
     assert isinstance(service, ModelService)
+    assert service.inference([{"body": 1}]) == [2]  # without a context, without metrics
+    assert (service.ping(), service.signature()) == (None, None)
     assert not service.initialized
     service.initialize("context")
     assert service.initialized

@@ -7,6 +7,7 @@ from base64 import b64decode
 from typing import Any
 
 from ts.torch_handler.request_envelope.base import BaseEnvelope, request_body, rows_of
+from ts.utils.util import PredictionException
 
 
 class JSONEnvelope(BaseEnvelope):
@@ -23,7 +24,7 @@ class JSONEnvelope(BaseEnvelope):
         return [
             instance
             for instances in instances_per_request
-            for instance in _decode_instances(instances)
+            for instance in decode_instances(instances)
         ]
 
     def format_output(self, data: Any) -> list[str]:
@@ -33,7 +34,11 @@ class JSONEnvelope(BaseEnvelope):
         return [json.dumps({"predictions": list(share)}) for share in self._split_rows(data)]
 
 
-def _decode_instances(instances: list[Any]) -> list[Any]:
+def decode_instances(instances: list[Any]) -> list[Any]:
+    """The instances, with bytes in place of each `{"b64": text}`, if the first is an object.
+
+    Raises PredictionException for what is no base64.
+    """
     if not instances or not isinstance(instances[0], dict):
         return instances
     return [_decode_instance(instance) for instance in instances]
@@ -41,13 +46,20 @@ def _decode_instances(instances: list[Any]) -> list[Any]:
 
 def _decode_instance(instance: Any) -> Any:
     if _is_base64(instance):
-        return b64decode(instance["b64"])
+        return _decode(instance["b64"])
     if isinstance(instance, dict):
         return {
-            name: b64decode(value["b64"]) if _is_base64(value) else value
+            name: _decode(value["b64"]) if _is_base64(value) else value
             for name, value in instance.items()
         }
     return instance
+
+
+def _decode(text: Any) -> bytes:
+    try:
+        return b64decode(text)
+    except (TypeError, ValueError) as error:
+        raise PredictionException(f"b64 is not base64: {error}", 400) from error
 
 
 def _is_base64(value: Any) -> bool:

@@ -1,0 +1,101 @@
+"""Messages that were damaged on their way: both readers end the same way however the bytes come."""
+
+from __future__ import annotations
+
+from fuzzing import fuzzed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ts.protocol.messages import (
+    CommandReader,
+    LoadModel,
+    Part,
+    Prediction,
+    PredictRequest,
+    ProtocolError,
+    ReplyReader,
+    encode_load,
+    encode_predict,
+    encode_predict_reply,
+)
+
+LIMIT = 1 << 20
+
+COMMANDS = encode_load(LoadModel("m", "/dir", 4, "handler.py", 0, "", True)) + b"".join(
+    bytes(piece)
+    for piece in encode_predict(
+        [
+            PredictRequest(b"id-1", [(b"name", b"value")], [Part(b"body", b"text/csv", b"hello")]),
+            PredictRequest(b"id-2", [], [Part(b"data", b"", b"x" * 300), Part(b"", b"", b"")]),
+        ]
+    )
+)
+REPLIES = b"".join(
+    bytes(piece)
+    for answer in (
+        (
+            200,
+            "Prediction success",
+            [Prediction(b"id-1", b"a/b", 200, b"", [(b"n", b"v")], b"yes")],
+        ),
+        (507, "Out of resources", []),
+    )
+    for piece in encode_predict_reply(*answer)
+)
+FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4)
+CUTS = st.lists(st.integers(1, 80), max_size=20)
+
+
+def damaged(data: bytes, flips, lost: int) -> bytes:
+    changed = bytearray(data)
+    for position, value in flips:
+        changed[position % len(changed)] = value
+    return bytes(changed[: len(changed) - lost])
+
+
+def outcome(reader, step, pieces) -> tuple[list[str], str]:
+    """What was read, and the complaint that ended it."""
+    read = []
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            while (message := step()) is not None:
+                read.append(plain(message))
+    except ProtocolError as error:
+        return read, str(error)
+    return read, ""
+
+
+def plain(message) -> str:
+    """Whether a body is kept as bytes or as a view depends on how it came, and means nothing."""
+    if isinstance(message, memoryview | bytearray | bytes):
+        return repr(bytes(message))
+    if isinstance(message, list | tuple):
+        return f"{type(message).__name__}({', '.join(plain(item) for item in message)})"
+    return repr(message)
+
+
+def pieces_of(data: bytes, cuts) -> list[bytes]:
+    pieces, position = [], 0
+    for size in cuts:
+        pieces.append(data[position : position + size])
+        position += size
+    return [piece for piece in (*pieces, data[position:]) if piece]
+
+
+@fuzzed
+@given(FLIPS, st.integers(0, 20), CUTS)
+def test_damaged_commands(flips, lost, cuts):
+    data = damaged(COMMANDS, flips, lost)
+    whole, split = CommandReader(), CommandReader()
+    expected = outcome(whole, whole.next, pieces_of(data, []))
+    assert outcome(split, split.next, pieces_of(data, cuts)) == expected
+
+
+@fuzzed
+@given(FLIPS, st.integers(0, 20), CUTS)
+def test_damaged_replies(flips, lost, cuts):
+    data = damaged(REPLIES, flips, lost)
+    whole, split = ReplyReader(LIMIT), ReplyReader(LIMIT)
+    expected = outcome(whole, whole.next_predict, pieces_of(data, []))
+    assert outcome(split, split.next_predict, pieces_of(data, cuts)) == expected

@@ -1,0 +1,146 @@
+"""The files that hold models and weights, read without running code that they bring along.
+
+What is trusted is the archive's Python: its handler and its model file. A file of weights is data,
+so a pickle may only hold tensors and plain containers, unless the archive's configuration says
+`handler: {weights_only: false}` (or the environment TS_WEIGHTS_ONLY=false, for all models).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+import torch
+
+# What `handler.dtype` may name. Integers are left out: weights of that kind come with operators of
+# their own, which a cast does not give.
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+_ONNX_DTYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(int8)": torch.int8,
+    "tensor(uint8)": torch.uint8,
+    "tensor(bool)": torch.bool,
+}
+
+
+def is_weights_only(config: Mapping[str, Any] | None) -> bool:
+    """Whether pickles may hold nothing but weights, by the model's configuration and environment.
+
+    Raises ValueError if `handler.weights_only` is neither true nor false.
+    """
+    section = (config or {}).get("handler")
+    value = section.get("weights_only") if isinstance(section, Mapping) else None
+    if value is None:
+        return os.environ.get("TS_WEIGHTS_ONLY", "true").lower() != "false"
+    if not isinstance(value, bool):
+        raise ValueError(f"handler.weights_only: true or false, not {value!r}")
+    return value
+
+
+def wanted_dtype(config: Mapping[str, Any] | None) -> torch.dtype | None:
+    """The type of `handler.dtype`; None keeps the one that the model was made with.
+
+    Raises ValueError that names the nearest right name.
+    """
+    section = (config or {}).get("handler")
+    name = section.get("dtype") if isinstance(section, Mapping) else None
+    if name is None:
+        return None
+    if str(name) not in DTYPES:
+        near = difflib.get_close_matches(str(name), DTYPES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DTYPES)}"
+        raise ValueError(f"handler.dtype: {name!r} is no type for weights; {hint}")
+    return DTYPES[str(name)]
+
+
+def load_torch_file(
+    path: str | IO[bytes], map_location: Any = None, weights_only: bool | None = None
+) -> Any:
+    """What `torch.save` wrote to the file, or the tensors of a .safetensors file.
+
+    weights_only: refuse a file that holds other objects than tensors and plain containers; None
+                  asks the environment.
+    Raises RuntimeError for a refused file, and if a package is missing.
+    """
+    name = os.path.basename(path) if isinstance(path, str) else "The data"
+    if name.endswith(".safetensors"):
+        return _load_safetensors(path, map_location)
+    if weights_only is None:
+        weights_only = is_weights_only(None)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        if not weights_only:
+            raise
+        raise RuntimeError(
+            f"{name} holds objects other than tensors and plain containers. "
+            "Save a state dict of tensors, or allow it in the archive's model-config.yaml by "
+            "handler: {weights_only: false} (for all models: the environment variable "
+            "TS_WEIGHTS_ONLY=false), which runs code from the file. "
+            f"Cause: {error}"
+        ) from error
+
+
+def _load_safetensors(path: str, map_location: Any) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise RuntimeError(
+            "weights in a .safetensors file need the package safetensors; install it with: "
+            "pip install safetensors (or the server's extra: pip install 'torchserve[safetensors]')"
+        ) from error
+    return load_file(path, device="cpu" if map_location is None else str(map_location))
+
+
+def load_pt2(path: str, device: torch.device) -> Any:
+    """A callable model of a .pt2 file: a program of torch.export, or an AOTInductor package.
+
+    A program is moved to the device. A package runs on the kind of device it was compiled for.
+    Raises RuntimeError for a file that is neither.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_package = any("/aotinductor/" in f"/{name}" for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RuntimeError(f"{os.path.basename(path)} is no .pt2 archive: {error}") from error
+    if is_package:
+        index = -1 if device.index is None else device.index
+        return torch._inductor.aoti_load_package(path, device_index=index)
+    program = torch.export.load(path)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return program.module()
+
+
+def has_gradients(model: Any) -> bool:
+    """Whether gradients flow through the model; compiled and exported machine code has none."""
+    return not hasattr(model, "get_inputs") and type(model).__name__ != "AOTICompiledModel"
+
+
+def run_onnx(session: Any, *inputs: Any) -> Any:
+    """The outputs of an ONNX Runtime session as CPU tensors: one, or a list of several.
+
+    inputs: tensors in the order of the model's inputs; each is cast to the type declared there.
+    """
+    feed = {}
+    for declared, value in zip(session.get_inputs(), inputs, strict=False):
+        dtype = _ONNX_DTYPES.get(declared.type)
+        feed[declared.name] = torch.as_tensor(value).detach().to("cpu", dtype).numpy()
+    outputs = [torch.from_numpy(output) for output in session.run(None, feed)]
+    return outputs[0] if len(outputs) == 1 else outputs
