@@ -12,7 +12,12 @@ class ArgParser:
     @staticmethod
     def ts_parser() -> argparse.ArgumentParser:
         """The command line of `torchserve`."""
-        parser = argparse.ArgumentParser(prog="torchserve", description="Torchserve: serve models")
+        parser = argparse.ArgumentParser(
+            prog="torchserve",
+            description="Torchserve: serve models",
+            epilog="To try a model without a server: torchserve --try MODEL --input FILE; "
+            "more with torchserve --try MODEL --help.",
+        )
         action = parser.add_mutually_exclusive_group(required=False)
         action.add_argument(
             "-v", "--version", action="store_true", help="print the version of TorchServe and end"
@@ -21,6 +26,12 @@ class ArgParser:
             "--start", action="store_true", help="start the server (this is also the default)"
         )
         action.add_argument("--stop", action="store_true", help="stop the server")
+        action.add_argument(
+            "--check-config",
+            action="store_true",
+            help="print the effective configuration with the place of each value, and end with "
+            "status 1 if something is wrong with it",
+        )
         parser.add_argument(
             "--ts-config",
             metavar="FILE",
@@ -42,7 +53,9 @@ class ArgParser:
             metavar="MODEL",
             help="models to load at start: all, or [name=]location ...",
         )
-        parser.add_argument("--log-config", metavar="FILE", help="log configuration")
+        parser.add_argument(
+            "--log-config", metavar="FILE", help="log levels: lines of logger=LEVEL"
+        )
         parser.add_argument(
             "--cpp-log-config", metavar="FILE", help="log configuration of the C++ backend"
         )

@@ -31,6 +31,7 @@ PID_FILE_NAME = ".model_server.pid"
 STOP_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 10.0
 SERVER_MODULE = "ts_frontend"
+TRY_MODULE = "ts_frontend.try_model"
 
 _ALREADY_RUNNING = "TorchServe is already running, please use torchserve --stop to stop TorchServe."
 
@@ -41,20 +42,31 @@ class CannotStart(Exception):
 
 def start() -> None:
     """Run the command with the arguments of this process; exit status 1 if it failed."""
+    if any(word == "--try" or word.startswith("--try=") for word in sys.argv[1:]):
+        # A command of its own with flags of its own, so that ours keep their abbreviations.
+        command = module_command(TRY_MODULE)
+        os.execv(command[0], [*command, *sys.argv[1:]])  # noqa: S606  (our own command)
     arguments = ArgParser.extract_args()
     if arguments.version:
         print(f"TorchServe Version is {__version__}")
         return
     command = ServerCommand(arguments, os.environ, os.getcwd())
+    if arguments.check_config:
+        words = command.check_command()
+        os.execv(words[0], words)  # noqa: S606  (our own command)
     status = command.stop() if arguments.stop else command.start()
     if status:
         sys.exit(status)
 
 
 def server_command() -> list[str]:
+    return module_command(SERVER_MODULE)
+
+
+def module_command(module: str) -> list[str]:
     # -P: modules in the folder where the command is typed must not shadow the server's own.
     safe_path = ["-P"] if sys.version_info >= (3, 11) else []
-    return [sys.executable, *safe_path, "-m", SERVER_MODULE]
+    return [sys.executable, *safe_path, "-m", module]
 
 
 class ServerCommand:
@@ -164,6 +176,9 @@ class ServerCommand:
             process.terminate()
         write_pid(self._pid_file, process.pid)
         return process
+
+    def check_command(self) -> list[str]:
+        return [*self._server, *self._server_arguments(), "--check-config"]
 
     def _server_arguments(self) -> list[str]:
         given = self._arguments

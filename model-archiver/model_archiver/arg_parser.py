@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torch-model-archiver",
         description="Pack a model's files into one archive for the model server.",
+        epilog="To look at an archive: torch-model-archiver inspect FILE, or verify FILE.",
     )
     parser.add_argument(
         "--model-name",

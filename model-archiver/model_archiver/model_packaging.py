@@ -1,4 +1,7 @@
-"""Archive a model: the command `torch-model-archiver`, and the same for a given configuration."""
+"""Archive a model: the command `torch-model-archiver`, and the same for a given configuration.
+
+The command's first word may also be one of `inspection.COMMANDS`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import sys
 from types import TracebackType
 
+from model_archiver import inspection
 from model_archiver.arg_parser import ArgParser
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_archiver_error import ModelArchiverError
@@ -22,6 +26,8 @@ def generate_model_archive(config: ModelArchiverConfig | None = None) -> None:
     ValueError for an unknown runtime.
     """
     if config is None:
+        if sys.argv[1:2] and sys.argv[1] in inspection.COMMANDS:
+            sys.exit(inspection.run(sys.argv[1:]))
         logging.basicConfig(format="%(levelname)s - %(message)s")
         # As a command: the same errors and exit status, but a sentence in place of a traceback.
         sys.excepthook = _report

@@ -1,19 +1,13 @@
 """examples/echo_stream: what the handler sends, and in which order."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def echo(examples: Path, load_example: Callable, monkeypatch: pytest.MonkeyPatch):
-    folder = examples / "echo_stream"
-    loaded = load_example(
-        "echo_stream",
-        handler=str(folder / "echo_stream_handler.py"),
-        config_file=str(folder / "model-config.yaml"),
-    )
+def echo(load_example: Callable, monkeypatch: pytest.MonkeyPatch):
+    loaded = load_example("echo_stream")
     loaded.service.context.model_yaml_config["handler"]["delay_s"] = 0
     loaded.sent = []
     monkeypatch.setattr(

@@ -17,15 +17,8 @@ def folder(examples: Path) -> Path:
 
 
 @pytest.fixture
-def mnist(folder: Path, load_example: Callable):
-    return load_example(
-        "mnist",
-        handler=str(folder / "mnist_handler.py"),
-        model_file=str(folder / "mnist.py"),
-        serialized_file=str(folder / "digits_cnn.pt"),
-        extra_files=str(folder / "index_to_name.json"),
-        config_file=str(folder / "model-config.yaml"),
-    )
+def mnist(load_example: Callable):
+    return load_example("image_classifier/mnist")
 
 
 def best(answer: dict[str, float]) -> str:
@@ -69,7 +62,7 @@ def test_the_explanation_covers_every_pixel_and_adds_up(mnist, folder: Path) -> 
 
     # Integrated gradients: the pixels' shares add up to what the image adds to the digit's score,
     # here within the error of 15 steps.
-    handler = mnist.service._entry_point.__self__
+    handler = mnist.handler
     with torch.inference_mode():
         pixels = handler.preprocess([{"data": image}])
         gained = (handler.model(pixels) - handler.model(torch.zeros_like(pixels)))[0, 3].item()

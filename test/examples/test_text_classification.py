@@ -13,15 +13,8 @@ def folder(examples: Path) -> Path:
 
 
 @pytest.fixture
-def topics(folder: Path, load_example: Callable):
-    return load_example(
-        "topics",
-        handler="text_classifier",
-        model_file=str(folder / "topic_model.py"),
-        serialized_file=str(folder / "topic_model.pt"),
-        extra_files=f"{folder / 'index_to_name.json'},{folder / 'source_vocab.pt'}",
-        config_file=str(folder / "model-config.yaml"),
-    )
+def topics(load_example: Callable):
+    return load_example("text_classification")
 
 
 @pytest.mark.parametrize(
@@ -52,3 +45,15 @@ def test_words_that_training_never_saw_are_no_error(topics) -> None:
 def test_the_vocabulary_loads_without_running_code(folder: Path) -> None:
     vocabulary = torch.load(folder / "source_vocab.pt", weights_only=True)
     assert vocabulary["<unk>"] == 0
+
+
+def test_every_word_gets_its_share(topics) -> None:
+    pytest.importorskip("captum")
+    row = {"body": "The goalkeeper saved a shot"}
+    (explanation,) = topics.handle([row], {"explain": "True"})
+    assert explanation["words"] == ["the", "goalkeeper", "saved", "a", "shot"]
+    assert explanation["target"] == 2  # sport
+    shares = dict(zip(explanation["words"], explanation["importances"], strict=True))
+    assert shares["goalkeeper"] > shares["a"]
+    (page,) = topics.handle([row], {"explain": "True", "Accept": "text/html"})
+    assert "goalkeeper</span>" in page
