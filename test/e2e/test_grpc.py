@@ -28,7 +28,7 @@ from ts_frontend.grpc.stubs.management_pb2 import (
 )
 from ts_frontend.grpc.stubs.management_pb2_grpc import ManagementAPIsServiceStub
 
-HANDLERS = ("echo", "streams", "context_probe", "fails_on_predict")
+HANDLERS = ("echo", "streams", "context_probe", "fails_on_predict", "streams_for_ever")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,29 @@ def test_a_stream(inference: InferenceAPIsServiceStub) -> None:
     request = PredictionsRequest(model_name="streams", input={"body": b"3"})
     parts = [message.prediction for message in inference.StreamPredictions(request, timeout=20)]
     assert parts == [b"chunk 0 ", b"chunk 1 ", b"chunk 2 ", b"end"]
+
+
+@pytest.mark.parametrize("way", ["cancel", "deadline", "leave"])
+def test_a_stream_that_its_client_leaves_frees_the_worker(
+    inference: InferenceAPIsServiceStub, server: RunningServer, way: str
+) -> None:
+    """The handler would go on for 100 seconds."""
+    (pid,) = server.worker_pids("streams_for_ever")
+    with grpc.insecure_channel(server.grpc_inference) as channel:
+        call = InferenceAPIsServiceStub(channel).StreamPredictions(
+            asking("streams_for_ever"), timeout=0.5 if way == "deadline" else 60
+        )
+        assert next(call).prediction == b"chunk 0 "
+        if way == "cancel":
+            call.cancel()
+        if way != "leave":
+            with pytest.raises(grpc.RpcError) as ended:
+                list(call)
+            wanted = "CANCELLED" if way == "cancel" else "DEADLINE_EXCEEDED"
+            assert ended.value.code().name == wanted
+    answer = inference.Predictions(asking("streams_for_ever", b"plain"), timeout=20)
+    assert answer.prediction == b"plain"
+    assert server.worker_pids("streams_for_ever") == [pid]
 
 
 def test_a_stream_of_requests(inference: InferenceAPIsServiceStub) -> None:

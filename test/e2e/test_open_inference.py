@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import grpc
 import psutil
 import pytest
 import requests
-from serving import MODELS, RunningServer, archive, children_of, start_server
+from serving import MODELS, ROOT, RunningServer, archive, children_of, start_server
 
 from ts_frontend.grpc.stubs import open_inference_grpc_pb2_grpc, open_inference_pb2_grpc
 from ts_frontend.grpc.stubs.open_inference_pb2 import (
@@ -158,6 +159,160 @@ def test_what_the_archive_declares(oip_server: RunningServer) -> None:
     bad = {**good, "shape": [2]}
     refused = infer(oip_server, {"inputs": [bad]}, model="declared")
     assert refused.status_code == 400
+
+
+# Without service_envelope: tensors for those who ask, values for the default handlers.
+
+DIGITS = ROOT / "examples" / "image_classifier" / "mnist"
+
+
+@pytest.fixture(scope="module")
+def tensor_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("tensors")
+    running = start_server(folder, store, ts_open_inference_protocol="true")
+    for form in ("torch", "numpy"):
+        (folder / form).mkdir()
+        config = folder / form / "model-config.yaml"
+        config.write_text(f"tensorInputs: {form}\n")
+        archive(store, form, MODELS / "tensors.py", config_file=str(config))
+        assert running.register(f"{form}.mar", initial_workers=1).status_code == 200
+    archive(
+        store,
+        "digits",
+        DIGITS / "mnist_handler.py",
+        model_file=str(DIGITS / "mnist.py"),
+        serialized_file=str(DIGITS / "digits_cnn.pt"),
+        extra_files=str(DIGITS / "index_to_name.json"),
+    )
+    archive(store, "echo", MODELS / "echo.py")
+    for name in ("digits", "echo"):
+        answer = running.register(f"{name}.mar", initial_workers=1)
+        assert answer.status_code == 200, answer.text
+    yield running
+    assert running.stop() == 0, running.tail()
+
+
+def infer_raw(server: RunningServer, model: str, *tensors: tuple[str, str, list[int], bytes]):
+    """Ask over gRPC with raw contents; name -> (datatype, shape, raw) of the answer."""
+    request = ModelInferRequest(model_name=model)
+    for name, datatype, shape, raw in tensors:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(raw)
+    with grpc.insecure_channel(server.grpc_inference) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        response = stub.ModelInfer(request, timeout=30)
+    return {
+        output.name: (output.datatype, list(output.shape), raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+@pytest.mark.parametrize("model", ["torch", "numpy"])
+def test_tensors_of_every_kind(tensor_server: RunningServer, model: str) -> None:
+    inputs = [
+        ("bool", "BOOL", [2], b"\x01\x00"),
+        ("i8", "INT8", [1, 2], struct.pack("<2b", 1, -2)),
+        ("i64", "INT64", [2, 1], struct.pack("<2q", 1, -2)),
+        ("u16", "UINT16", [1], struct.pack("<H", 7))
+        if model == "numpy"
+        else ("u8", "UINT8", [1], b"\x07"),
+        ("half", "FP16", [2], struct.pack("<2e", 1.5, -2)),
+        ("f64", "FP64", [], struct.pack("<d", 0.5)),
+        ("words", "BYTES", [2], b"\x01\0\0\0\xff\0\0\0\0"),
+    ]
+    assert infer_raw(tensor_server, model, *inputs) == {
+        "bool": ("BOOL", [2], b"\x01\x00"),
+        "i8": ("INT8", [1, 2], struct.pack("<2b", 2, -4)),
+        "i64": ("INT64", [2, 1], struct.pack("<2q", 2, -4)),
+        **(
+            {"u16": ("UINT16", [1], struct.pack("<H", 14))}
+            if model == "numpy"
+            else {"u8": ("UINT8", [1], b"\x0e")}
+        ),
+        "half": ("FP16", [2], struct.pack("<2e", 3, -4)),
+        "f64": ("FP64", [], struct.pack("<d", 1)),
+        "words": ("BYTES", [2], b"\x02\0\0\0\xff\xff\0\0\0\0"),
+    }
+
+
+def test_bf16_is_a_type_of_torch(tensor_server: RunningServer) -> None:
+    one_and_two = b"\x80\x3f\x00\x40"
+    answer = infer_raw(tensor_server, "torch", ("a", "BF16", [2], one_and_two))
+    assert answer == {"a": ("BF16", [2], b"\x00\x40\x80\x40")}
+
+
+def test_tensors_over_rest_in_either_form(tensor_server: RunningServer) -> None:
+    value = {"name": "a", "shape": [2], "datatype": "FP32"}
+    answer = infer(tensor_server, {"inputs": [{**value, "data": [1.5, 2]}]}, model="torch")
+    (output,) = answer.json()["outputs"]
+    assert output == {"name": "a", "datatype": "FP32", "shape": [2], "data": [3.0, 4.0]}
+    binary = {**value, "parameters": {"binary_data_size": 8}}
+    asked = {"inputs": [binary], "parameters": {"binary_data_output": True}, "id": "7"}
+    answer = infer(tensor_server, asked, struct.pack("<2f", 1.5, 2), model="torch")
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    assert json.loads(answer.content[:length]) == {
+        "outputs": [binary],
+        "model_name": "torch",
+        "model_version": "1.0",
+        "id": "7",
+    }
+    assert answer.content[length:] == struct.pack("<2f", 3, 4)
+
+
+def test_images_for_a_default_handler(tensor_server: RunningServer) -> None:
+    images = [(DIGITS / "test_data" / f"{digit}.png").read_bytes() for digit in (3, 7)]
+    raw = b"".join(struct.pack("<I", len(image)) + image for image in images)
+    ((_, shape, answer),) = infer_raw(
+        tensor_server, "digits", ("image", "BYTES", [2], raw)
+    ).values()
+    assert shape == [2]
+    assert [_best(text) for text in _elements(answer)] == ["3", "7"]
+    texts = [base64.b64encode(image).decode() for image in images]
+    tensor = {"name": "image", "shape": [2], "datatype": "BYTES", "data": texts}
+    (output,) = infer(tensor_server, {"inputs": [tensor]}, model="digits").json()["outputs"]
+    assert [_best(text) for text in output["data"]] == ["3", "7"]
+
+
+def _elements(raw: bytes) -> Iterator[bytes]:
+    while raw:
+        (length,) = struct.unpack_from("<I", raw)
+        yield raw[4 : 4 + length]
+        raw = raw[4 + length :]
+
+
+def _best(text: str | bytes) -> str:
+    probabilities = json.loads(text)
+    return max(probabilities, key=probabilities.get)
+
+
+def test_an_own_handler_gets_torchserves_json(tensor_server: RunningServer) -> None:
+    """Its answer, which is none of the protocol, goes out over REST as it is."""
+    tensor = {"name": "a", "shape": [1], "datatype": "FP16", "parameters": {"binary_data_size": 2}}
+    answer = infer(tensor_server, {"inputs": [tensor]}, struct.pack("<e", 1.5), model="echo")
+    assert answer.json() == {
+        "inputs": [{"name": "a", "shape": [1], "datatype": "FP16", "data": [1.5]}]
+    }
+
+
+def test_a_claim_of_a_huge_tensor_costs_no_memory(tensor_server: RunningServer) -> None:
+    """2**40 elements: refused by the server, in every form, before anything is made of it."""
+    process = psutil.Process(tensor_server.process.pid)
+    processes = [process, *process.children(recursive=True)]
+    before = sum(each.memory_info().rss for each in processes)
+    claim = {"name": "a", "shape": [2**20, 2**20], "datatype": "FP32"}
+    for _ in range(20):
+        answer = infer(tensor_server, {"inputs": [{**claim, "data": [1.0]}]}, model="torch")
+        assert answer.status_code == 400
+        binary = {**claim, "parameters": {"binary_data_size": 2**42}}
+        assert infer(tensor_server, {"inputs": [binary]}, b"x", model="torch").status_code == 400
+        binary = {**claim, "parameters": {"binary_data_size": 4}}
+        assert infer(tensor_server, {"inputs": [binary]}, b"1234", model="torch").status_code == 400
+        for datatype in ("FP32", "BYTES"):
+            with pytest.raises(grpc.RpcError) as refused:
+                infer_raw(tensor_server, "torch", ("a", datatype, [2**20, 2**20], b"1234"))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert sum(each.memory_info().rss for each in processes) - before < 16 * 2**20
 
 
 def test_switched_off(server: RunningServer) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ts_frontend.control_plane import ControlPlane
+from ts_frontend.core.sequence_queue import SequenceHeaders
 from ts_frontend.data_plane import DataPlane
 from ts_frontend.health import Health
 from ts_frontend.http.request import Handler, HttpRequest
@@ -15,14 +16,6 @@ from ts_frontend.tokens import KeyKind, TokenAuthority
 
 if TYPE_CHECKING:
     from ts_frontend.grpc.service import Service
-
-
-class SequenceHeaders(NamedTuple):
-    """The names of the headers that tell a handler which sequence a request belongs to."""
-
-    id: bytes = b"ts_request_sequence_id"
-    start: bytes = b"ts_request_sequence_start"
-    end: bytes = b"ts_request_sequence_end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +28,12 @@ class Planes:
     tokens: TokenAuthority | None  # None: no authorization
     render_metrics: Callable[[Sequence[str]], bytes]
     version: str
+    has_local_times: bool = False  # TorchServe's dialect prints them, and marks them as UTC
     is_model_api_enabled: bool = True
     is_open_inference_enabled: bool = False
     max_multipart_parts: int = 1000
+    max_body_bytes: int = 6553500  # also of a body that came compressed, once it is unpacked
+    min_compressed_bytes: int = 0  # of an answer, for clients that accept it; 0: never
     sequence_headers: SequenceHeaders = field(default_factory=SequenceHeaders)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import grpc
 
 from ts_frontend.core.clock import monotonic
+from ts_frontend.http.request import new_request_id as new_request_text
 
 _STATUS_OF_HTTP = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -44,4 +44,4 @@ def deadline_s(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
 
 
 def new_request_id() -> bytes:
-    return str(uuid.uuid4()).encode()
+    return new_request_text().encode()

@@ -13,8 +13,7 @@ from ts_frontend.core.inference import (
     ResponseChunk,
 )
 from ts_frontend.data_plane import DataPlane
-from ts_frontend.dialects.errors import translate
-from ts_frontend.dialects.json_body import JSON
+from ts_frontend.dialects.errors import answer_error
 from ts_frontend.http.multipart import FormLimits, parse_form, parse_multipart
 from ts_frontend.http.request import HttpRequest
 
@@ -47,12 +46,15 @@ def to_inference_request(
     parts.
 
     url_path:   given to the handler as the header of that name; None adds none.
-    with_query: the query's parameters come first as parts (the SageMaker and legacy forms only).
+    with_query: the query's parameters come first as parts (the SageMaker and legacy forms only);
+                elsewhere a query is given to the handler as the header `url_query`.
     """
     headers = list(request.headers)
     headers.append(EXPLAIN_HEADER if explain else PREDICT_HEADER)
     if url_path is not None:
         headers.append((b"url_path", url_path.encode()))
+    if request.query and not with_query:
+        headers.append((b"url_query", request.query))
     parts = body_parts(request, max_parts)
     if with_query:
         query = [Part(name.encode(), b"", value.encode()) for name, value in request.query_params()]
@@ -113,5 +115,4 @@ class Answer:
             # understands.
             request.reset()
             return
-        status, body = translate(error)
-        request.respond(status, body, content_type=JSON)
+        answer_error(request, error)

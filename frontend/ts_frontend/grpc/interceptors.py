@@ -8,15 +8,17 @@ client that leaves is heard of by the frame that owns the job.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 
 from ts_frontend.core.errors import ServingError
+from ts_frontend.grpc.retry import retry_metadata
 from ts_frontend.grpc.service import Status
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ _Behaviour = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any
 # gRPC allows 8 KiB of trailers by default, and writes some characters as twelve.
 MAX_QUOTED = 300
 
+STOPPING = Status(grpc.StatusCode.UNAVAILABLE, "The server is stopping.")
 FAULT = Status(grpc.StatusCode.INTERNAL, "Internal server error; the server's log has the details.")
 
 
@@ -55,6 +58,16 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
         self._open_services = open_services
         self._on_finished = on_finished
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._stopping: asyncio.Future[None] | None = None  # made by the first stream of requests
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """End the calls that wait for their client's next message: it may never come, and what came
+        before is answered.
+        """
+        self._is_stopping = True
+        if self._stopping is not None and not self._stopping.done():
+            self._stopping.set_result(None)
 
     async def intercept_service(
         self,
@@ -89,10 +102,38 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
             call = self._call(method, service, _written(handler.unary_stream))
             return grpc.unary_stream_rpc_method_handler(call, *serializers)
         if handler.stream_unary:
-            call = self._call(method, service, handler.stream_unary)
+            call = self._call(method, service, self._reading(handler.stream_unary))
             return grpc.stream_unary_rpc_method_handler(call, *serializers)
-        call = self._call(method, service, _written(handler.stream_stream))
+        call = self._call(method, service, self._reading(_written(handler.stream_stream)))
         return grpc.stream_stream_rpc_method_handler(call, *serializers)
+
+    def _reading(self, behaviour: Any) -> _Behaviour:
+        """`behaviour`, whose requests end with ServerStopping once the server stops."""
+
+        async def read(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await behaviour(self._until_stopped(requests), context)
+
+        return read
+
+    async def _until_stopped(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_future()
+        while not self._is_stopping:
+            reading = asyncio.ensure_future(anext(requests, None))
+            try:
+                await asyncio.wait((reading, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+            except BaseException:
+                reading.cancel()
+                raise
+            if not reading.done():
+                # Left to end with the call: the library is not asked to take a read back.
+                reading.add_done_callback(_forget)
+                break
+            request = reading.result()
+            if request is None:
+                return
+            yield request
+        raise ServerStopping
 
     def _call(self, method: str, service: str, behaviour: Any) -> Any:
         status_of = self._status_of.get(service, _unexpected)
@@ -102,9 +143,13 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK
             try:
                 return await behaviour(request, context)
+            except ServerStopping:
+                code = STOPPING.code
+                await context.abort(*STOPPING)
             except ServingError as error:
                 code, text = status_of(error)
-                await context.abort(code, _shortened(text))
+                text = _shortened(text)
+                await context.abort(code, text, retry_metadata(error, code, text))
             except grpc.aio.AbortError:
                 code = _as_code(context.code())
                 raise
@@ -125,6 +170,17 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
         return call
 
 
+class ServerStopping(Exception):
+    """No further message of a call is waited for."""
+
+
+def _forget(reading: asyncio.Future[Any]) -> None:
+    """Take note of how a read ended, which nobody waits for."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+@functools.lru_cache(1024)  # a client asks more than once
 def remote(peer: str) -> str:
     """A client's address as the access log writes it: `ipv4:127.0.0.1:64003` becomes
     `/127.0.0.1:64003`.

@@ -74,6 +74,7 @@ class GrpcServer:
         self._on_finished = on_finished
         self._server: grpc.aio.Server | None = None
         self._health: health.HealthServicer | None = None
+        self._doorkeeper: Doorkeeper | None = None
 
     @property
     def address(self) -> str:
@@ -87,14 +88,14 @@ class GrpcServer:
         """Raises BindFailed, ConfigurationError (TLS files)."""
         credentials = self._credentials()
         names = [service.name for service in self._services]
-        doorkeeper = Doorkeeper(
+        self._doorkeeper = Doorkeeper(
             {service.name: service.status_of for service in self._services},
             self._authorize,
             frozenset([health.SERVICE]),
             self._on_finished,
         )
         server = grpc.aio.server(
-            interceptors=[doorkeeper],
+            interceptors=[self._doorkeeper],
             options=self._options(),
             maximum_concurrent_rpcs=self._limits.max_calls,
         )
@@ -120,12 +121,16 @@ class GrpcServer:
         self._server = server
 
     async def stop(self, grace_s: float) -> None:
-        """No new calls; the running ones have `grace_s` seconds, then they are cancelled."""
+        """No new calls; those that wait for their client to say something end at once; the others
+        have `grace_s` seconds, then they are cancelled.
+        """
         if self._server is None:
             return
         server, self._server = self._server, None
         if self._health is not None:
             self._health.stop()
+        if self._doorkeeper is not None:
+            self._doorkeeper.stop()
         await server.stop(grace_s)
 
     def _options(self) -> list[tuple[str, Any]]:

@@ -59,6 +59,7 @@ class Servicer:
         self.seen: list[str] = []
         self.ping: Callable[[Any], Awaitable[Any]] | None = None
         self.stream: Callable[[Any], Awaitable[None]] | None = None
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
 
     async def Ping(self, request: Any, context: Any) -> TorchServeHealthResponse:
         self.seen.append("Ping")
@@ -80,6 +81,8 @@ class Servicer:
     async def StreamPredictions2(self, requests: Any, context: Any) -> None:
         self.seen.append("StreamPredictions2")
         async for request in requests:
+            if self.before_answer is not None:
+                await self.before_answer()
             await context.write(PredictionResponse(prediction=request.input["data"]))
 
     def service(self) -> Service:

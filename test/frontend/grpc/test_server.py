@@ -192,6 +192,49 @@ async def test_stop_cancels_what_outlives_the_grace(serve, servicer, channel_to)
     await server.stop(0)  # a second time changes nothing
 
 
+@pytest.mark.parametrize("kind", ["predictions", "reflection"])
+async def test_stop_does_not_wait_for_a_client_that_says_nothing(
+    serve, servicer, channel_to, kind: str
+) -> None:
+    server = await serve(servicer.service())
+    channel = channel_to(server)
+    if kind == "predictions":
+        call = InferenceAPIsServiceStub(channel).StreamPredictions2()
+        await call.write(predictions(b"1"))
+    else:
+        call = ServerReflectionStub(channel).ServerReflectionInfo()
+        await call.write(ServerReflectionRequest(list_services=""))
+    assert await call.read() is not grpc.aio.EOF
+    async with asyncio.timeout(5):
+        await server.stop(60)
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert await call.details() == "The server is stopping."
+
+
+async def test_stop_lets_the_answer_to_a_message_of_a_stream_out(
+    serve, servicer, channel_to
+) -> None:
+    server = await serve(servicer.service())
+    call = InferenceAPIsServiceStub(channel_to(server)).StreamPredictions2()
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        entered.set()
+        await gate.wait()
+
+    servicer.before_answer = wait
+    await call.write(predictions(b"1"))
+    await entered.wait()
+    stopping = asyncio.ensure_future(server.stop(60))
+    await asyncio.wait([stopping], timeout=0.05)
+    assert not stopping.done()
+    gate.set()
+    assert (await call.read()).prediction == b"1"
+    async with asyncio.timeout(5):
+        await stopping
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
 # Health.
 
 

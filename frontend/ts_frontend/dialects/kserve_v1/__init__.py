@@ -1,4 +1,5 @@
-"""KServe's v1 protocol as TorchServe serves it: `:predict`, `:explain`, and the model's status.
+"""KServe's v1 protocol as TorchServe serves it: `:predict`, `:explain`, and the model's status;
+besides, the list of models that the protocol has and TorchServe has not.
 
 The body goes to the handler as it came (`service_envelope=kserve` takes `instances` apart in the
 worker), so the dialect is a few routes over the data plane.
@@ -22,6 +23,10 @@ class ModelStatus(msgspec.Struct):
     ready: bool
 
 
+class ModelNames(msgspec.Struct):
+    models: list[str]
+
+
 class KServeV1Dialect:
     name = "kserve_v1"
 
@@ -29,18 +34,20 @@ class KServeV1Dialect:
         api = KServeV1Api(planes)
         return HttpRoutes(
             inference=[
+                Route("GET", "/v1/models", guarded(api.names, planes.tokens, KeyKind.INFERENCE)),
                 Route(
                     "*",
                     "/v1/models/{model_name}",
                     guarded(api.predict_or_explain, planes.tokens, KeyKind.INFERENCE),
-                )
+                ),
             ],
             management=[
+                Route("GET", "/v1/models", guarded(api.names, planes.tokens, KeyKind.MANAGEMENT)),
                 Route(
                     "GET",
                     "/v1/models/{model_name}",
                     guarded(api.status, planes.tokens, KeyKind.MANAGEMENT),
-                )
+                ),
             ],
         )
 
@@ -70,6 +77,10 @@ class KServeV1Api:
             self.status(request)
             return
         raise RouteNotFound
+
+    def names(self, request: HttpRequest) -> None:
+        models = self._planes.control.registry.defaults()
+        respond_json(request, ModelNames([model.id.name for model in models]))
 
     def status(self, request: HttpRequest) -> None:
         model = self._planes.data.resolve(request.params[0])

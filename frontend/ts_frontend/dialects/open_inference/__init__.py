@@ -1,10 +1,11 @@
 """The Open Inference Protocol (KServe v2), REST and gRPC; served with
 `ts_open_inference_protocol`.
 
-On the way to the worker every request is the protocol's JSON in one part named `body`, as
-TorchServe's workers have always got it: `service_envelope=kservev2` unpacks it there. A REST body
-without binary tensors is that JSON already and goes on unchanged once it has been checked; binary
-and gRPC tensors become JSON here. The answer is the JSON that the envelope made.
+With the default envelope (`ts.protocol.tensors`) a worker gets the protocol's JSON in the part
+`body` and each tensor that came as bytes in a part of its own. With one of TorchServe's, as its
+workers have always got it, every request is JSON in that one part: a REST body without binary
+tensors is that already and goes on unchanged once it has been checked; binary and gRPC tensors
+become JSON here. The answer is what the envelope made.
 """
 
 from __future__ import annotations

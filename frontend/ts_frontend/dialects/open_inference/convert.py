@@ -1,27 +1,39 @@
 """Between the protocol's two wire forms and the core's values: plain functions, no I/O.
 
-A request of either form becomes an `InferCall`: the JSON body for the worker, and what its client
-wants of the answer. The worker's JSON comes back as an `InferResponse`, of which `chosen` takes the
-outputs that are wanted; their data stays JSON text until somebody needs the elements.
+A request of either form becomes an `InferCall`: the parts for the worker, and what its client wants
+of the answer. The worker's answer comes back as an `InferResponse`, of which `chosen` takes the
+outputs that are wanted; their data stays JSON text, or bytes, until somebody needs the elements.
+
+A worker with the envelope of `ts.protocol.tensors` gets tensors as bytes where they came so; for
+any other they become JSON here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from ts_frontend.core.errors import InvalidArgument
-from ts_frontend.core.inference import ResponseChunk
-from ts_frontend.core.model import Model, TensorSpec
-from ts_frontend.dialects.open_inference import tensors
-from ts_frontend.dialects.open_inference.errors import InvalidAnswer
-from ts_frontend.dialects.open_inference.schema import (
+from ts.protocol import tensors as wire
+from ts.protocol.tensors import (
     BINARY_OUTPUT,
     BINARY_OUTPUTS,
     BINARY_SIZE,
+    ENVELOPE,
+    JSON_LENGTH_HEADER,
+    PART_TYPE,
+    part_name,
+)
+from ts_frontend.core.errors import InvalidArgument
+from ts_frontend.core.inference import Part, ResponseChunk
+from ts_frontend.core.model import Model, TensorSpec
+from ts_frontend.dialects.json_body import JSON
+from ts_frontend.dialects.open_inference import tensors
+from ts_frontend.dialects.open_inference.errors import InvalidAnswer
+from ts_frontend.dialects.open_inference.schema import (
     InferRequest,
     InferResponse,
     InputTensor,
@@ -33,6 +45,7 @@ MAX_TENSORS = 1000  # of one request, inputs and outputs each
 
 _REQUEST = msgspec.json.Decoder(InferRequest)
 _RESPONSE = msgspec.json.Decoder(InferResponse)
+_JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 
 
 class WantedOutput(NamedTuple):
@@ -46,12 +59,21 @@ class InferCall(NamedTuple):
     body:      the protocol's JSON, for the worker.
     outputs:   those asked for by name, in this order; empty: all.
     is_binary: the form of outputs that were not asked for by name.
+    raw:       the elements of inputs that have no `data` in the body, with their indices.
     """
 
     id: str
     body: tensors.Buffer
     outputs: Sequence[WantedOutput]
     is_binary: bool
+    raw: Sequence[tuple[int, tensors.Buffer]] = ()
+
+    def parts(self) -> list[Part]:
+        """What the worker gets."""
+        parts = [Part(b"body", JSON, self.body)]
+        for index, elements in self.raw:
+            parts.append(Part(part_name(index).encode(), PART_TYPE, elements))
+        return parts
 
     @property
     def takes_answer_as_it_is(self) -> bool:
@@ -73,13 +95,13 @@ class NamedTensor(Protocol):
 
 
 def read_http(
-    body: bytes | bytearray, header_length: bytes | None, declared: Model | None = None
+    body: bytes | bytearray | memoryview, header_length: bytes | None, declared: Model | None = None
 ) -> InferCall:
     """A request's body.
 
     header_length: the header Inference-Header-Content-Length: so many bytes of JSON, then the
         tensors that have no `data`.
-    declared:  the model, if requests are held to what its archive declares.
+    declared:  the model: requests are held to what its archive declares.
     Raises InvalidArgument.
     """
     json_bytes = _json_length(body, header_length)
@@ -94,17 +116,19 @@ def read_http(
     check_names("output", [output.name for output in request.outputs or ()])
     if declared is not None:
         check_declared(declared, request.inputs, [o.name for o in request.outputs or ()])
-    if _take_binary(request.inputs, memoryview(body)[json_bytes:], header_length is not None):
-        text = msgspec.json.encode(request)
+    raw = _take_binary(request.inputs, memoryview(body)[json_bytes:], header_length is not None)
+    if raw and not takes_raw(declared):
+        _expand(request.inputs, raw)
+        text, raw = msgspec.json.encode(request), []
     is_binary = _flag(request.parameters, BINARY_OUTPUTS, False)
     wanted = [
         WantedOutput(output.name, _flag(output.parameters, BINARY_OUTPUT, is_binary))
         for output in request.outputs or ()
     ]
-    return InferCall(request.id or "", text, wanted, is_binary)
+    return InferCall(request.id or "", text, wanted, is_binary, raw)
 
 
-def _json_length(body: bytes | bytearray, header_length: bytes | None) -> int:
+def _json_length(body: bytes | bytearray | memoryview, header_length: bytes | None) -> int:
     if header_length is None:
         return len(body)
     digits = header_length.strip()
@@ -116,14 +140,18 @@ def _json_length(body: bytes | bytearray, header_length: bytes | None) -> int:
     return int(digits)
 
 
-def _take_binary(inputs: Sequence[InputTensor], blob: memoryview, is_announced: bool) -> bool:
-    """Check each tensor; give those whose elements are in `blob` their JSON text.
+def takes_raw(model: Model | None) -> bool:
+    """Whether the model's workers understand elements as bytes."""
+    return model is not None and model.envelope == ENVELOPE
 
-    Returns whether there were any.
-    """
+
+def _take_binary(
+    inputs: Sequence[InputTensor], blob: memoryview, is_announced: bool
+) -> list[tuple[int, memoryview]]:
+    """Check each tensor; return those whose elements are in `blob`: index and elements."""
     position = 0
-    has_binary = False
-    for tensor in inputs:
+    taken = []
+    for index, tensor in enumerate(inputs):
         size = (tensor.parameters or {}).get(BINARY_SIZE)
         if size is None:
             if not tensor.data:
@@ -141,18 +169,25 @@ def _take_binary(inputs: Sequence[InputTensor], blob: memoryview, is_announced: 
                 f'"{tensor.name}": a {BINARY_SIZE} of {str(size)[:20]} does not fit the '
                 f"{len(blob) - position} bytes that are there"
             )
-        count = tensors.element_count(tensor.name, tensor.shape)
         raw = blob[position : position + size]
-        values = tensors.from_raw(tensor.name, tensor.datatype, count, raw)
+        tensors.check_raw(tensor.name, tensor.datatype, tensor.shape, raw)
+        taken.append((index, raw))
+        position += size
+    if position != len(blob):
+        raise InvalidArgument(f"{len(blob) - position} bytes of the body belong to no input.")
+    return taken
+
+
+def _expand(inputs: Sequence[InputTensor], raw: Sequence[tuple[int, memoryview]]) -> None:
+    """Give inputs that came as bytes their JSON text."""
+    for index, elements in raw:
+        tensor = inputs[index]
+        count = tensors.element_count(tensor.name, tensor.shape)
+        values = tensors.from_raw(tensor.name, tensor.datatype, count, elements)
         tensor.data = msgspec.Raw(tensors.to_json(tensor.datatype, values))
         tensor.parameters = {
             key: value for key, value in (tensor.parameters or {}).items() if key != BINARY_SIZE
         } or None
-        position += size
-        has_binary = True
-    if position != len(blob):
-        raise InvalidArgument(f"{len(blob) - position} bytes of the body belong to no input.")
-    return has_binary
 
 
 def _flag(parameters: Parameters | None, key: str, default: bool) -> bool:
@@ -222,8 +257,55 @@ def _quoted(names: Iterable[str]) -> str:
 # Answers.
 
 
-def read_answer(body: bytes) -> InferResponse:
-    """What the model answered. Raises InvalidAnswer."""
+class RawOutput(OutputTensor):
+    """An output that came as bytes. It is never encoded as it is."""
+
+    raw: Any = b""
+
+
+def read_answer(body: bytes, json_length: int | None = None) -> InferResponse:
+    """What the model answered. Raises InvalidAnswer.
+
+    json_length: of the JSON at the start of the body, where elements of outputs follow.
+    """
+    if json_length is None:
+        return _read_json(body)
+    if json_length > len(body):
+        raise InvalidAnswer(f"{JSON_LENGTH_HEADER} is larger than the answer")
+    answer = _read_json(body[:json_length])
+    blob = memoryview(body)[json_length:]
+    position = 0
+    for index, output in enumerate(answer.outputs):
+        size = (output.parameters or {}).get(BINARY_SIZE)
+        if size is None:
+            continue
+        if output.data or type(size) is not int or not 0 <= size <= len(blob) - position:
+            raise InvalidAnswer(f'"{output.name}": a wrong {BINARY_SIZE}')
+        raw = blob[position : position + size]
+        try:
+            tensors.check_raw(output.name, output.datatype, output.shape, raw)
+        except InvalidArgument as error:
+            raise InvalidAnswer(error.message) from None
+        others = {key: value for key, value in (output.parameters or {}).items()}
+        del others[BINARY_SIZE]
+        answer.outputs[index] = RawOutput(
+            output.name, output.datatype, output.shape, others or None, raw=raw
+        )
+        position += size
+    return answer
+
+
+def json_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """The size of the JSON of a binary answer, by its headers; None: it is all JSON."""
+    for name, value in headers:
+        if name.lower() == _JSON_LENGTH:
+            if not value.isdigit() or len(value) > 18:
+                raise InvalidAnswer(f"its {JSON_LENGTH_HEADER} is no size")
+            return int(value)
+    return None
+
+
+def _read_json(body: bytes) -> InferResponse:
     try:
         return _RESPONSE.decode(body)
     except msgspec.ValidationError as error:
@@ -258,6 +340,8 @@ def chosen(answer: InferResponse, call: InferCall) -> list[tuple[OutputTensor, b
 
 def elements(output: OutputTensor) -> list[Any]:
     """The elements of an output, flat, as many as its shape says. Raises InvalidAnswer."""
+    if isinstance(output, RawOutput):
+        return list(wire.unpack(output.datatype, math.prod(output.shape), output.raw))
     try:
         tensors.datatype_of(output.name, output.datatype)
         expected = tensors.element_count(output.name, output.shape)
@@ -272,7 +356,11 @@ def elements(output: OutputTensor) -> list[Any]:
     return values
 
 
-def raw_elements(output: OutputTensor) -> bytes:
+def raw_elements(output: OutputTensor) -> tensors.Buffer:
+    """The elements of an output in their raw form. Raises InvalidAnswer."""
+    if isinstance(output, RawOutput):
+        raw: memoryview = output.raw
+        return raw
     values = elements(output)
     try:
         return tensors.to_raw(output.datatype, values)
@@ -296,6 +384,8 @@ def write_http(answer: InferResponse, call: InferCall, model: Model) -> tuple[by
             blobs.append(raw)
             parameters = {**(output.parameters or {}), BINARY_SIZE: len(raw)}
             output = OutputTensor(output.name, output.datatype, output.shape, parameters)
+        elif isinstance(output, RawOutput):
+            output = _as_json(output)
         outputs.append(output)
     head = msgspec.json.encode(
         InferResponse(
@@ -309,6 +399,26 @@ def write_http(answer: InferResponse, call: InferCall, model: Model) -> tuple[by
     if not blobs:
         return head, None
     return b"".join([head, *blobs]), len(head)
+
+
+def _as_json(output: RawOutput) -> OutputTensor:
+    """An output that came as bytes although its client wants JSON."""
+    values = elements(output)
+    if output.datatype == "BYTES":
+        # JSON has no bytes: what is no text is written as if it were Latin-1.
+        text = msgspec.json.encode([_text(value) for value in values])
+    else:
+        text = tensors.to_json(output.datatype, values)
+    return OutputTensor(
+        output.name, output.datatype, output.shape, output.parameters, msgspec.Raw(text)
+    )
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def joined(chunks: Sequence[ResponseChunk]) -> bytes:

@@ -7,7 +7,8 @@ import logging
 import msgspec
 
 from ts_frontend.core.errors import ErrorKind, ModelError, ServingError
-from ts_frontend.dialects.json_body import JSON
+from ts_frontend.dialects.errors import respond_failure
+from ts_frontend.dialects.open_inference.compression import BodyTooLarge
 from ts_frontend.dialects.open_inference.schema import ErrorBody
 from ts_frontend.http.request import HttpRequest
 
@@ -22,6 +23,7 @@ STATUS_OF_KIND: dict[ErrorKind, int] = {
     ErrorKind.METHOD_NOT_ALLOWED: 405,
     ErrorKind.CONFLICT: 409,
     ErrorKind.OVERLOADED: 503,
+    ErrorKind.THROTTLED: 429,
     ErrorKind.UNAVAILABLE: 503,
     ErrorKind.DEADLINE_EXCEEDED: 504,
     ErrorKind.OUT_OF_MEMORY: 507,
@@ -46,6 +48,8 @@ def translate(error: BaseException) -> tuple[int, bytes]:
     """Status and body of any failure."""
     if isinstance(error, ServingError):
         status, text = STATUS_OF_KIND[error.kind], error.message
+        if isinstance(error, BodyTooLarge):
+            status = 413
         if isinstance(error, ModelError) and 400 <= error.code <= 599:
             # 413 from a worker is its way to say that it ran out of memory.
             status = 507 if error.code == 413 else error.code
@@ -57,4 +61,4 @@ def translate(error: BaseException) -> tuple[int, bytes]:
 
 def answer_error(request: HttpRequest, error: BaseException) -> None:
     status, body = translate(error)
-    request.respond(status, body, content_type=JSON)
+    respond_failure(request, error, status, body)

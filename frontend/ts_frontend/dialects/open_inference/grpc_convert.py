@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from ts.protocol.tensors import BINARY_OUTPUTS
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.model import Model
 from ts_frontend.dialects.open_inference import tensors
@@ -18,10 +19,12 @@ from ts_frontend.dialects.open_inference.convert import (
     chosen,
     elements,
     raw_elements,
+    takes_raw,
 )
 from ts_frontend.dialects.open_inference.errors import InvalidAnswer
 from ts_frontend.dialects.open_inference.schema import (
     DATATYPES,
+    NO_DATA,
     InferRequest,
     InferResponse,
     InputTensor,
@@ -52,17 +55,25 @@ def read_message(request: ModelInferRequest, declared: Model | None = None) -> I
             f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs: there must be one "
             "for each, or none."
         )
-    inputs = [
-        _read_input(tensor, raw[index] if raw else None)
-        for index, tensor in enumerate(request.inputs)
-    ]
+    is_raw = takes_raw(declared)
+    inputs, parts = [], []
+    for index, tensor in enumerate(request.inputs):
+        read = _read_raw if is_raw else _read_input
+        its_input, elements = read(tensor, raw[index] if raw else None)
+        inputs.append(its_input)
+        if elements is not None:
+            parts.append((index, elements))
+    parameters = _read_parameters(request.parameters)
+    if is_raw:
+        # Whatever the client gets, bytes are what is least work to make it of.
+        parameters = {**(parameters or {}), BINARY_OUTPUTS: True}
     body = msgspec.json.encode(
         InferRequest(
             inputs,
             # Also where it is empty, as TorchServe sends it.
             id=request.id,
             model_name=request.model_name,
-            parameters=_read_parameters(request.parameters),
+            parameters=parameters,
             outputs=[
                 RequestedOutput(output.name, _read_parameters(output.parameters))
                 for output in request.outputs
@@ -71,37 +82,70 @@ def read_message(request: ModelInferRequest, declared: Model | None = None) -> I
         )
     )
     wanted = [WantedOutput(output.name, bool(raw)) for output in request.outputs]
-    return InferCall(request.id, body, wanted, is_binary=bool(raw))
+    return InferCall(request.id, body, wanted, bool(raw), parts)
 
 
-def _read_input(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> InputTensor:
+def _read_input(
+    tensor: ModelInferRequest.InferInputTensor, raw: bytes | None
+) -> tuple[InputTensor, None]:
+    """The input as JSON."""
+    name, datatype = tensor.name, tensor.datatype
+    values: Sequence[Any]
+    if raw is None:
+        values = _contents(tensor)
+    else:
+        _check_only_raw(tensor)
+        values = tensors.from_raw(name, datatype, tensors.element_count(name, tensor.shape), raw)
+    data = msgspec.Raw(tensors.to_json(datatype, values))
+    return _described(tensor, data), None
+
+
+def _read_raw(
+    tensor: ModelInferRequest.InferInputTensor, raw: bytes | None
+) -> tuple[InputTensor, bytes]:
+    """The input without its elements, and those."""
+    name, datatype = tensor.name, tensor.datatype
+    if raw is None:
+        raw = tensors.to_raw(datatype, _contents(tensor))
+    else:
+        _check_only_raw(tensor)
+        tensors.check_raw(name, datatype, tensor.shape, raw)
+    return _described(tensor, NO_DATA), raw
+
+
+def _described(tensor: ModelInferRequest.InferInputTensor, data: msgspec.Raw) -> InputTensor:
+    return InputTensor(
+        tensor.name,
+        list(tensor.shape),
+        tensor.datatype,
+        _read_parameters(tensor.parameters),
+        data,
+    )
+
+
+def _check_only_raw(tensor: ModelInferRequest.InferInputTensor) -> None:
+    if tensor.contents.ListFields():
+        raise InvalidArgument(f'"{tensor.name}": both contents and raw_input_contents')
+
+
+def _contents(tensor: ModelInferRequest.InferInputTensor) -> list[Any]:
+    """The elements in the fields of the message. Raises InvalidArgument."""
     name, datatype = tensor.name, tensor.datatype
     field = tensors.datatype_of(name, datatype).contents
     count = tensors.element_count(name, tensor.shape)
     used = [other.name for other, _ in tensor.contents.ListFields()]
-    if raw is not None:
-        if used:
-            raise InvalidArgument(f'"{name}": both contents and raw_input_contents')
-        values = tensors.from_raw(name, datatype, count, raw)
-    else:
-        if not field:
-            raise InvalidArgument(f'"{name}": {datatype} travels as raw_input_contents only')
-        if used not in ([], [field]):
-            raise InvalidArgument(f'"{name}": {datatype} belongs into {field}, not {used}')
-        values = list(getattr(tensor.contents, field))
-        if len(values) != count:
-            raise InvalidArgument(
-                f'"{name}": the shape {list(tensor.shape)} stands for {count} elements, '
-                f"{field} has {len(values)}"
-            )
-        _check_range(name, datatype, values)
-    return InputTensor(
-        name,
-        list(tensor.shape),
-        datatype,
-        _read_parameters(tensor.parameters),
-        msgspec.Raw(tensors.to_json(datatype, values)),
-    )
+    if not field:
+        raise InvalidArgument(f'"{name}": {datatype} travels as raw_input_contents only')
+    if used not in ([], [field]):
+        raise InvalidArgument(f'"{name}": {datatype} belongs into {field}, not {used}')
+    values = list(getattr(tensor.contents, field))
+    if len(values) != count:
+        raise InvalidArgument(
+            f'"{name}": the shape {list(tensor.shape)} stands for {count} elements, '
+            f"{field} has {len(values)}"
+        )
+    _check_range(name, datatype, values)
+    return values
 
 
 def _check_range(name: str, datatype: str, values: list[Any]) -> None:
@@ -146,7 +190,7 @@ def write_message(answer: InferResponse, call: InferCall, model: Model) -> Model
         )
         _write_parameters(tensor.parameters, output.parameters)
         if is_raw:
-            response.raw_output_contents.append(raw_elements(output))
+            response.raw_output_contents.append(bytes(raw_elements(output)))
         else:
             _write_contents(tensor.contents, output)
     return response

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 
-from ts_frontend.core.errors import InvalidArgument
-from ts_frontend.core.inference import PREDICT_HEADER, InferenceRequest, Part, ResponseChunk
+from ts.protocol.tensors import BINARY_CONTENT_TYPE, JSON_LENGTH_HEADER
+from ts_frontend.core.inference import PREDICT_HEADER, Header, InferenceRequest, ResponseChunk
 from ts_frontend.core.model import Model
 from ts_frontend.dialects.base import HttpRoutes, Planes, guarded
 from ts_frontend.dialects.json_body import JSON, respond_json
-from ts_frontend.dialects.open_inference import convert, schema
+from ts_frontend.dialects.open_inference import compression, convert, schema
 from ts_frontend.dialects.open_inference.errors import answer_error
 from ts_frontend.dialects.open_inference.metadata import TensorCatalog
 from ts_frontend.dialects.open_inference.offload import offloaded
@@ -19,8 +19,8 @@ from ts_frontend.http.request import Handler, HttpRequest
 from ts_frontend.http.router import Route
 from ts_frontend.tokens import KeyKind
 
-OCTETS = b"application/octet-stream"
-HEADER_LENGTH = b"Inference-Header-Content-Length"
+OCTETS = BINARY_CONTENT_TYPE.encode()
+HEADER_LENGTH = JSON_LENGTH_HEADER.encode()
 
 
 def routes(planes: Planes) -> HttpRoutes:
@@ -89,34 +89,41 @@ class OpenInferenceApi:
 
     async def infer(self, request: HttpRequest) -> None:
         model = self._model(request)
-        if (request.header(b"content-encoding") or b"identity").lower() != b"identity":
-            raise InvalidArgument("A compressed body is not understood.")
-        call = await offloaded(
-            len(request.body),
-            convert.read_http,
-            request.body,
-            request.header(HEADER_LENGTH.lower()),
-            model,
-        )
+        body = request.body
+        headers = request.headers
+        encoding = request.header(b"content-encoding")
+        if encoding is not None:
+            limit = self._planes.max_body_bytes
+            # A small body may stand for one of the whole limit.
+            body = await offloaded(limit, compression.decompressed, body, encoding, limit)
+            headers = [header for header in headers if header[0].lower() != b"content-encoding"]
+        length = request.header(HEADER_LENGTH.lower())
+        call = await offloaded(len(body), convert.read_http, body, length, model)
         name, version = _name_and_version(request)
         inference = InferenceRequest(
             request.id.encode(),
-            [*request.headers, PREDICT_HEADER],
-            [Part(b"body", JSON, call.body)],
+            [*headers, PREDICT_HEADER],
+            call.parts(),
         )
         stream = self._planes.data.predict(name, version, inference, arrived_s=request.arrived_s)
         chunks = await stream.wait_complete()
-        await _answer(request, call, model, chunks)
+        await _answer(request, call, model, chunks, self._planes.min_compressed_bytes)
 
     def _model(self, request: HttpRequest) -> Model:
         return self._planes.data.resolve(*_name_and_version(request))
 
 
 async def _answer(
-    request: HttpRequest, call: convert.InferCall, model: Model, chunks: Sequence[ResponseChunk]
+    request: HttpRequest,
+    call: convert.InferCall,
+    model: Model,
+    chunks: Sequence[ResponseChunk],
+    min_compressed_bytes: int,
 ) -> None:
     """What the handler answered goes out as it is where nothing else is asked for: its status, its
     headers, also a body of a form of its own.
+
+    min_compressed_bytes: smaller bodies are not compressed; 0: none is.
     """
     first = chunks[0]
     body = convert.joined(chunks)
@@ -126,16 +133,31 @@ async def _answer(
     if status == 200:
         content_type = content_type or JSON
         if not call.takes_answer_as_it_is:
-            body, json_bytes = await offloaded(len(body), _rewritten, body, call, model)
+            answer_length = convert.json_length(headers)
+            body, json_bytes = await offloaded(
+                len(body), _rewritten, body, answer_length, call, model
+            )
+            headers = [header for header in headers if header[0].lower() != HEADER_LENGTH.lower()]
             content_type = JSON
             if json_bytes is not None:
                 content_type = OCTETS
                 headers.append((HEADER_LENGTH, str(json_bytes).encode()))
+    if 0 < min_compressed_bytes <= len(body):
+        encoding = compression.chosen_encoding(request.header(b"accept-encoding"))
+        if encoding is not None and not _has(headers, b"content-encoding"):
+            body = await offloaded(len(body), compression.compressed, body, encoding)
+            headers.append((b"content-encoding", encoding.encode()))
     request.respond(status, body, content_type=content_type, headers=headers, reason=first.reason)
 
 
-def _rewritten(body: bytes, call: convert.InferCall, model: Model) -> tuple[bytes, int | None]:
-    return convert.write_http(convert.read_answer(body), call, model)
+def _has(headers: Sequence[Header], name: bytes) -> bool:
+    return any(key.lower() == name for key, _ in headers)
+
+
+def _rewritten(
+    body: bytes, json_length: int | None, call: convert.InferCall, model: Model
+) -> tuple[bytes, int | None]:
+    return convert.write_http(convert.read_answer(body, json_length), call, model)
 
 
 def _name_and_version(request: HttpRequest) -> tuple[str, str | None]:

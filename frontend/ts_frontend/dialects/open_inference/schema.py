@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ts.protocol.tensors import ELEMENTS
+
 
 class Datatype(NamedTuple):
     """How the elements of a tensor are written.
@@ -25,29 +27,22 @@ class Datatype(NamedTuple):
         return self.code in ("", "e", "f", "d") and self.size > 0
 
 
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **{name: "uint_contents" for name in ("UINT8", "UINT16", "UINT32")},
+    "UINT64": "uint64_contents",
+    **{name: "int_contents" for name in ("INT8", "INT16", "INT32")},
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
 DATATYPES: Mapping[str, Datatype] = {
-    "BOOL": Datatype(1, "?", "bool_contents"),
-    "UINT8": Datatype(1, "B", "uint_contents"),
-    "UINT16": Datatype(2, "H", "uint_contents"),
-    "UINT32": Datatype(4, "I", "uint_contents"),
-    "UINT64": Datatype(8, "Q", "uint64_contents"),
-    "INT8": Datatype(1, "b", "int_contents"),
-    "INT16": Datatype(2, "h", "int_contents"),
-    "INT32": Datatype(4, "i", "int_contents"),
-    "INT64": Datatype(8, "q", "int64_contents"),
-    "FP16": Datatype(2, "e", ""),
-    "BF16": Datatype(2, "", ""),
-    "FP32": Datatype(4, "f", "fp32_contents"),
-    "FP64": Datatype(8, "d", "fp64_contents"),
-    "BYTES": Datatype(0, "", "bytes_contents"),
+    name: Datatype(size, code, _CONTENTS.get(name, "")) for name, (size, code) in ELEMENTS.items()
 }
 
 Parameters = dict[str, bool | int | float | str | None]
-
-# Written by `parameters` of the binary tensor data extension.
-BINARY_SIZE = "binary_data_size"
-BINARY_OUTPUT = "binary_data"
-BINARY_OUTPUTS = "binary_data_output"
 
 NO_DATA = msgspec.Raw()
 

@@ -10,11 +10,10 @@ from typing import Any
 import grpc
 
 from ts_frontend.core.errors import InvalidArgument, ModelError
-from ts_frontend.core.inference import InferenceRequest, Part
+from ts_frontend.core.inference import InferenceRequest
 from ts_frontend.core.model import Model
 from ts_frontend.dialects.base import GrpcServices, Planes
 from ts_frontend.dialects.inference_grpc import deadline_s, new_request_id
-from ts_frontend.dialects.json_body import JSON
 from ts_frontend.dialects.open_inference import convert, schema
 from ts_frontend.dialects.open_inference.grpc_convert import read_message, write_message
 from ts_frontend.dialects.open_inference.grpc_errors import status_of
@@ -118,21 +117,24 @@ class OpenInferenceServicer:
         stream = self._planes.data.predict(
             request.model_name,
             request.model_version or None,
-            InferenceRequest(new_request_id(), [], [Part(b"body", JSON, call.body)]),
+            InferenceRequest(new_request_id(), [], call.parts()),
             deadline_s=until_s,
         )
         chunks = await stream.wait_complete()
         body = convert.joined(chunks)
         if chunks[0].status >= 400:
             raise ModelError(chunks[0].status, body[:1000].decode(errors="replace"))
-        return await offloaded(len(body), _answered, body, call, model)
+        json_length = convert.json_length(chunks[0].headers)
+        return await offloaded(len(body), _answered, body, json_length, call, model)
 
     def _model(self, name: str, version: str) -> Model:
         return self._planes.data.resolve(name, version or None)
 
 
-def _answered(body: bytes, call: convert.InferCall, model: Model) -> ModelInferResponse:
-    return write_message(convert.read_answer(body), call, model)
+def _answered(
+    body: bytes, json_length: int | None, call: convert.InferCall, model: Model
+) -> ModelInferResponse:
+    return write_message(convert.read_answer(body, json_length), call, model)
 
 
 def _messages(

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from ts.protocol import tensors as wire
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.dialects.open_inference.schema import DATATYPES, Datatype
 
@@ -32,7 +33,6 @@ CHUNK = 1 << 15
 Buffer = bytes | bytearray | memoryview
 
 _EMPTY_LIST = re.compile(rb"\[\s*\]")
-_LENGTH = struct.Struct("<I")
 
 
 def datatype_of(name: str, datatype: str) -> Datatype:
@@ -143,26 +143,26 @@ def to_json(datatype: str, values: Sequence[Any]) -> bytes:
 
 def from_raw(name: str, datatype: str, count: int, raw: Buffer) -> Sequence[Any]:
     """The elements in `raw`, which must be exactly `count`. Raises InvalidArgument."""
-    size, code, _ = datatype_of(name, datatype)
-    if datatype == "BYTES":
-        return _split_bytes(name, count, raw)
-    if len(raw) != count * size:
-        raise InvalidArgument(
-            f'"{name}": {count} elements of {datatype} are {count * size} bytes, not {len(raw)}'
-        )
-    if datatype == "BF16":
-        wide = bytearray(2 * len(raw))
-        low_first = bytes(raw)
-        wide[2::4] = low_first[0::2]
-        wide[3::4] = low_first[1::2]
-        return struct.unpack(f"<{count}f", wide)
-    return struct.unpack(f"<{count}{code}", raw)
+    datatype_of(name, datatype)
+    try:
+        return wire.unpack(datatype, count, raw)
+    except ValueError as error:
+        raise InvalidArgument(f'"{name}": {error}') from None
+
+
+def check_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> None:
+    """That `raw` holds the elements that `shape` stands for. Raises InvalidArgument."""
+    datatype_of(name, datatype)
+    try:
+        wire.check_raw(datatype, element_count(name, shape), raw)
+    except ValueError as error:
+        raise InvalidArgument(f'"{name}": {error}') from None
 
 
 def to_raw(datatype: str, values: Sequence[Any]) -> bytes:
     """Raises ValueError, TypeError or OverflowError where a value does not fit the datatype."""
     if datatype == "BYTES":
-        return b"".join(_LENGTH.pack(len(value)) + value for value in map(as_bytes, values))
+        return wire.pack_bytes(map(as_bytes, values))
     if datatype == "BOOL":
         return bytes(map(bool, values))
     if datatype == "BF16":
@@ -176,30 +176,10 @@ def to_raw(datatype: str, values: Sequence[Any]) -> bytes:
 
 
 def as_bytes(value: Any) -> bytes:
-    """An element of a BYTES answer: text as it is, anything else as its JSON text."""
+    """An element of a BYTES answer: bytes and text as they are, anything else as its JSON text."""
+    if isinstance(value, bytes):
+        return value
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
-
-
-def _split_bytes(name: str, count: int, raw: Buffer) -> list[bytes]:
-    """Elements of BYTES, each behind its length."""
-    if count > len(raw) // _LENGTH.size:
-        raise InvalidArgument(f'"{name}": {count} elements of BYTES do not fit {len(raw)} bytes')
-    elements = []
-    position = 0
-    for _ in range(count):
-        if position + _LENGTH.size > len(raw):
-            raise InvalidArgument(f'"{name}": the raw contents end within an element')
-        (length,) = _LENGTH.unpack_from(raw, position)
-        position += _LENGTH.size
-        if length > len(raw) - position:
-            raise InvalidArgument(f'"{name}": the raw contents end within an element')
-        elements.append(bytes(raw[position : position + length]))
-        position += length
-    if position != len(raw):
-        raise InvalidArgument(
-            f'"{name}": {len(raw) - position} bytes are left after {count} elements'
-        )
-    return elements
 
 
 def _to_bf16(values: Sequence[Any]) -> bytes:

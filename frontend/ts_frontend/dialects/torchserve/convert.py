@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import yaml
 from ts_frontend.control_plane import ModelReport, Registration, Scaled, WorkerReport
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.dialects.torchserve.schema import ModelDescription, QueueStatus, WorkerItem
-from ts_frontend.http.request import HttpRequest
+from ts_frontend.http.request import Body, HttpRequest
 
 DEFAULT_PAGE = 100
 
@@ -62,7 +62,7 @@ def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _json_object(body: bytes | bytearray) -> Mapping[str, Any]:
+def _json_object(body: Body) -> Mapping[str, Any]:
     """TorchServe's JSON reader takes single quotes too; YAML's flow style reads the same texts."""
     try:
         value = msgspec.json.decode(body)
@@ -126,7 +126,10 @@ def unregistered_text(name: str) -> str:
     return f'Model "{name}" unregistered'
 
 
-def describe(report: ModelReport, metadata: dict[str, Any] | None = None) -> ModelDescription:
+def describe(
+    report: ModelReport, metadata: dict[str, Any] | None = None, *, has_local_times: bool = False
+) -> ModelDescription:
+    """has_local_times: as TorchServe, which prints local time and marks it as UTC."""
     model, config = report.model, report.model.config
     has_sequences = config.sequence_max_idle_ms > 0
     return ModelDescription(
@@ -155,16 +158,18 @@ def describe(report: ModelReport, metadata: dict[str, Any] | None = None) -> Mod
         max_num_sequence=config.max_num_sequence if has_sequences else 0,
         max_sequence_job_queue_size=config.max_sequence_job_queue_size if has_sequences else 0,
         loaded_at_startup=model.is_loaded_at_startup,
-        workers=[_worker_item(worker) for worker in report.workers],
+        workers=[_worker_item(worker, has_local_times) for worker in report.workers],
         job_queue_status=QueueStatus(model.queue.remaining_capacity, len(model.queue)),
         customized_metadata=msgspec.UNSET if metadata is None else metadata,
     )
 
 
-def _worker_item(worker: WorkerReport) -> WorkerItem:
+def _worker_item(worker: WorkerReport, has_local_times: bool) -> WorkerItem:
     return WorkerItem(
         id=str(worker.id),
-        start_time=_local_time(worker.started_at),
+        start_time=_time_text(
+            worker.started_at, time.localtime if has_local_times else time.gmtime
+        ),
         status="READY" if worker.is_ready else "UNLOADING",
         memory_usage=worker.memory_bytes,
         pid=worker.pid,
@@ -173,9 +178,8 @@ def _worker_item(worker: WorkerReport) -> WorkerItem:
     )
 
 
-def _local_time(epoch_s: float) -> str:
-    """TorchServe prints local time with a literal Z; so do we, since clients parse the form."""
+def _time_text(epoch_s: float, broken_down: Callable[[float], time.struct_time]) -> str:
     return (
-        time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(epoch_s))
+        time.strftime("%Y-%m-%dT%H:%M:%S", broken_down(epoch_s))
         + f".{int(epoch_s * 1000) % 1000:03d}Z"
     )

@@ -49,7 +49,9 @@ class ModelApiDisabled(ServingError):
 
 _INFERENCE: dict[ErrorKind, tuple[Code, str]] = {
     ErrorKind.INVALID_ARGUMENT: (Code.INTERNAL, ODD_BAD_REQUEST),
-    ErrorKind.OVERLOADED: (Code.INTERNAL, ODD_INTERNAL_SERVER),
+    # Of a full queue TorchServe says INTERNAL (see below); the other refusals it does not know.
+    ErrorKind.OVERLOADED: (Code.UNAVAILABLE, ODD_INTERNAL_SERVER),
+    ErrorKind.THROTTLED: (Code.RESOURCE_EXHAUSTED, ODD_INTERNAL_SERVER),
     ErrorKind.UNAVAILABLE: (Code.INTERNAL, ODD_INTERNAL_SERVER),
     # TorchServe leaves a late client without an answer.
     ErrorKind.DEADLINE_EXCEEDED: (Code.DEADLINE_EXCEEDED, INTERNAL_SERVER),
@@ -61,6 +63,7 @@ _INFERENCE: dict[ErrorKind, tuple[Code, str]] = {
 _INFERENCE_CLASSES: dict[type[ServingError], tuple[Code, str]] = {
     errors.ModelNotFound: (Code.INTERNAL, MODEL_NOT_FOUND),
     errors.ModelVersionNotFound: (Code.INTERNAL, VERSION_NOT_FOUND),
+    errors.QueueFull: (Code.INTERNAL, ODD_INTERNAL_SERVER),
 }
 
 _MANAGEMENT_CLASSES: dict[type[ServingError], tuple[Code, str]] = {
@@ -91,9 +94,9 @@ _MANAGEMENT_CLASSES: dict[type[ServingError], tuple[Code, str]] = {
 def inference_failure(error: ServingError) -> Failure:
     if isinstance(error, ModelError):
         return Failure(status_of_http(error.code), error.message, INTERNAL_SERVER)
-    code, marker = _INFERENCE_CLASSES.get(type(error)) or _INFERENCE.get(
-        error.kind, (Code.INTERNAL, INTERNAL_SERVER)
-    )
+    is_throttled = error.kind is ErrorKind.THROTTLED  # asked for by the operator, so it counts
+    row = None if is_throttled else _INFERENCE_CLASSES.get(type(error))
+    code, marker = row or _INFERENCE.get(error.kind, (Code.INTERNAL, INTERNAL_SERVER))
     return Failure(code, error.message, marker)
 
 

@@ -6,6 +6,8 @@ written by `convert.Answer` when the worker's reply comes in. Management handler
 
 from __future__ import annotations
 
+from functools import partial
+
 from ts_frontend.control_plane import parse_metadata
 from ts_frontend.core.errors import InvalidArgument, MethodNotAllowed, RouteNotFound
 from ts_frontend.core.inference import InferenceRequest
@@ -119,6 +121,7 @@ class ManagementApi:
     def __init__(self, planes: Planes) -> None:
         self._planes = planes
         self._control = planes.control
+        self._describe = partial(convert.describe, has_local_times=planes.has_local_times)
 
     def list_models(self, request: HttpRequest) -> None:
         limit, offset = convert.page_bounds(request)
@@ -138,18 +141,18 @@ class ManagementApi:
         version = request.params[1] if len(request.params) > 1 else None
         if version == "all":
             reports = self._control.describe_all(name)
-            respond_json(request, [convert.describe(report) for report in reports])
+            respond_json(request, [self._describe(report) for report in reports])
             return
         report = self._control.describe(name, version)
         if not convert.is_true(dict(request.query_params()).get("customized"), False):
-            respond_json(request, [convert.describe(report)])
+            respond_json(request, [self._describe(report)])
             return
         stream = self._planes.data.describe(report.model, request.id.encode())
         chunks = await stream.wait_complete()
         metadata = parse_metadata(b"".join(bytes(chunk.body) for chunk in chunks))
         respond_json(
             request,
-            [convert.describe(report, metadata)],
+            [self._describe(report, metadata)],
             chunks[0].status if 100 <= chunks[0].status <= 999 else 500,
         )
 

@@ -7,6 +7,7 @@ reach the client: so it is in TorchServe. The method names are the protocol's.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -155,6 +156,7 @@ class ManagementServicer:
     def __init__(self, planes: Planes) -> None:
         self._planes = planes
         self._control = planes.control
+        self._describe = partial(convert.describe, has_local_times=planes.has_local_times)
 
     async def DescribeModel(
         self, request: DescribeModelRequest, context: Context
@@ -162,12 +164,12 @@ class ManagementServicer:
         name = request.model_name
         if request.model_version == "all":
             reports = self._control.describe_all(name)
-            return _document([convert.describe(report) for report in reports])
+            return _document([self._describe(report) for report in reports])
         report = self._control.describe(name, request.model_version or None)
         if not request.customized:
-            return _document([convert.describe(report)])
+            return _document([self._describe(report)])
         chunks = await self._planes.data.describe(report.model, new_request_id()).wait_complete()
-        return _document([convert.describe(report, parse_metadata(_joined(chunks)))])
+        return _document([self._describe(report, parse_metadata(_joined(chunks)))])
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ManagementResponse:
         # TorchServe takes the 0 of a client that gave no limit for one, and lists nothing.

@@ -23,8 +23,9 @@ from ts_frontend.dialects.open_inference import OpenInferenceDialect
 from ts_frontend.dialects.torchserve import TorchServeDialect
 from ts_frontend.grpc.server import GrpcServer
 from ts_frontend.grpc.stubs import open_inference_grpc_pb2_grpc, open_inference_pb2_grpc
-from ts_frontend.http.listener import Listener, parse_address
+from ts_frontend.http.listener import Listener
 from ts_frontend.http.router import Router
+from ts_frontend.settings.addresses import parse_address
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gzip
 import json
 import struct
 import threading
+import zlib
+from pathlib import Path
 
 import pytest
 from fake_planes import answers, fails, holds, is_describe, streams
 from fakes import wait_until
 
+from ts.protocol.tensors import ENVELOPE, JSON_LENGTH_HEADER, PART_TYPE
 from ts_frontend.core import errors
+from ts_frontend.core.inference import ResponseChunk
 from ts_frontend.core.job import JobState
 from ts_frontend.core.model import TensorSpec
+from ts_frontend.dialects.json_body import JSON
 from ts_frontend.dialects.open_inference import routes
 from ts_frontend.tokens import KeyKind, TokenAuthority
 
@@ -343,11 +349,171 @@ async def test_a_false_header_length(rest, fakes) -> None:
     assert model.jobs == []
 
 
-async def test_a_compressed_body_is_refused_in_words(rest, fakes) -> None:
-    fakes.add("m")
-    answer = await rest.infer(REQUEST, **{"content-encoding": "gzip"})
-    assert answer.status_code == 400
-    assert "compressed" in answer.json()["error"]
+# Compression.
+
+LIMIT = [{"max_body_bytes": 100_000, "min_compressed_bytes": 1000}]
+
+
+@pytest.mark.parametrize("fakes", LIMIT, indirect=True)
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "bare deflate"])
+async def test_compressed_bodies(rest, fakes, encoding: str) -> None:
+    model = fakes.add("m", does=answers(ANSWERED))
+    text = json.dumps(REQUEST).encode()
+    if encoding == "bare deflate":
+        packed = zlib.compress(text, wbits=-zlib.MAX_WBITS)
+    else:
+        packed = gzip.compress(text) if "gzip" in encoding else zlib.compress(text)
+    headers = {"content-encoding": encoding.removeprefix("bare ")}
+    answer = await rest.infer(packed, **headers)
+    assert (answer.status_code, answer.json()) == (200, ANSWER), answer.text
+    assert model.requests == [{"body": text}]
+    assert "content-encoding" not in model.headers[0]
+
+
+@pytest.mark.parametrize("fakes", LIMIT, indirect=True)
+async def test_a_compressed_binary_body(rest, fakes) -> None:
+    """The header tells the length of the JSON before it was compressed."""
+    model = fakes.add("m", does=answers(ANSWERED))
+    tensor = {"name": "a", "shape": [1], "datatype": "INT8", "parameters": {"binary_data_size": 1}}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    answer = await rest.infer(
+        gzip.compress(text + b"\x05"),
+        header_length=str(len(text)),
+        **{"content-encoding": "gzip"},
+    )
+    assert answer.status_code == 200, answer.text
+    assert json.loads(model.requests[0]["body"])["inputs"][0]["data"] == [5]
+
+
+@pytest.mark.parametrize("fakes", LIMIT, indirect=True)
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "word"),
+    [
+        (gzip.compress(bytes(100_000)) + b"x", "gzip", 400, "follow"),
+        (gzip.compress(bytes(100_001)), "gzip", 413, "100000 bytes"),
+        (gzip.compress(bytes(50_000_000)), "gzip", 413, "100000 bytes"),
+        (gzip.compress(b"[1]")[:-1], "gzip", 400, "too early"),
+        (b"", "gzip", 400, "too early"),
+        (b"{}", "gzip", 400, "not gzip"),
+        (b"x{}", "deflate", 400, "not deflate"),
+        (gzip.compress(b"{}"), "br", 400, "'br' is not understood"),
+        (gzip.compress(b"{}"), "gzip, gzip", 400, "not understood"),
+    ],
+)
+async def test_bad_compressed_bodies(
+    rest, fakes, body: bytes, encoding: str, status: int, word: str
+) -> None:
+    model = fakes.add("m")
+    answer = await rest.infer(body, **{"content-encoding": encoding})
+    assert answer.status_code == status
+    assert word in answer.json()["error"]
+    assert model.jobs == []
+
+
+@pytest.mark.parametrize("fakes", LIMIT, indirect=True)
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip;q=0.5, deflate;q=0.9", "deflate"),
+        ("br, gzip;q=1.0", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip;q=x", None),
+        ("identity", None),
+        ("", None),
+    ],
+)
+async def test_answers_are_compressed_for_those_who_ask(
+    rest, fakes, accept: str, encoding: str | None
+) -> None:
+    large = {**ANSWER, "parameters": {"x": "y" * 1000}}
+    fakes.add("m", does=answers(json.dumps(large).encode()))
+    answer = await rest.infer(REQUEST, **{"accept-encoding": accept})
+    assert answer.headers.get("content-encoding") == encoding
+    assert answer.json() == large
+    assert int(answer.headers["content-length"]) < 1000 or encoding is None
+
+
+@pytest.mark.parametrize("fakes", [*LIMIT, {"min_compressed_bytes": 0}], indirect=True)
+async def test_small_answers_are_not_compressed(rest, fakes) -> None:
+    fakes.add("m", does=answers(ANSWERED))
+    answer = await rest.infer(REQUEST, **{"accept-encoding": "gzip"})
+    assert "content-encoding" not in answer.headers
+
+
+# Workers that take tensors as bytes.
+
+BINARY = {"name": "a", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}
+RAW = struct.pack("<2f", 1.5, -2)
+
+
+async def test_tensors_stay_bytes_on_the_way_to_our_envelope(rest, fakes) -> None:
+    model = fakes.add("m", does=answers(ANSWERED))
+    model.model.envelope = ENVELOPE
+    asked = {"inputs": [{**BINARY, "parameters": {"binary_data_size": 8}}]}
+    assert (await rest.infer(asked, RAW)).status_code == 200
+    (parts,) = model.requests
+    assert parts == {"body": json.dumps(asked).encode(), "tensor:0": RAW}
+    (job,) = model.jobs
+    assert [part.content_type for part in job.request.parts] == [JSON, PART_TYPE]
+
+
+async def test_the_checks_of_bytes_are_the_same(rest, fakes) -> None:
+    model = fakes.add("m", does=answers(ANSWERED))
+    model.model.envelope = ENVELOPE
+    for wrong in ({**BINARY, "shape": [3]}, {**BINARY, "shape": [2**40]}, {**BINARY, "shape": []}):
+        answer = await rest.infer({"inputs": [wrong]}, RAW)
+        assert answer.status_code == 400
+        assert "bytes" in answer.json()["error"]
+    assert model.jobs == []
+
+
+def binary_answer(head: dict, *blobs: bytes, length: str | None = None):
+    text = json.dumps(head).encode()
+    headers = [(JSON_LENGTH_HEADER.encode(), (length or str(len(text))).encode())]
+    chunk = ResponseChunk(
+        200, b"", b"application/octet-stream", headers, text + b"".join(blobs), True
+    )
+    return lambda job: job.push(chunk)
+
+
+async def test_a_binary_answer_in_the_form_that_the_client_wants(rest, fakes) -> None:
+    word = {"name": "w", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 10}}
+    head = {"model_name": "m", "outputs": [BINARY, word]}
+    words = b"\x01\0\0\0a\x01\0\0\0\xff"
+    fakes.add("m", does=binary_answer(head, RAW, words))
+    asked = {
+        **REQUEST,
+        "outputs": [{"name": "w"}, {"name": "a", "parameters": {"binary_data": True}}],
+    }
+    answer = await rest.infer(asked)
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    assert json.loads(answer.content[:length])["outputs"] == [
+        {"name": "w", "shape": [2], "datatype": "BYTES", "data": ["a", "ÿ"]},
+        BINARY,
+    ]
+    assert answer.content[length:] == RAW
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("output", "length"),
+    [
+        ({**BINARY, "parameters": {"binary_data_size": 9}}, None),
+        ({**BINARY, "parameters": {"binary_data_size": "8"}}, None),
+        ({**BINARY, "shape": [3]}, None),
+        ({**BINARY, "datatype": "FP33"}, None),
+        ({**BINARY, "data": [1, 2]}, None),
+        (BINARY, "99999"),
+        (BINARY, "x"),
+    ],
+)
+async def test_a_broken_binary_answer_is_the_models_fault(rest, fakes, output, length) -> None:
+    fakes.add("m", does=binary_answer({"outputs": [output]}, RAW, length=length))
+    answer = await rest.infer({**REQUEST, "parameters": {"binary_data_output": True}})
+    assert answer.status_code == 500
+    assert "not an Open Inference response" in answer.json()["error"]
 
 
 async def test_our_own_bug_stays_in_the_log(
@@ -391,8 +557,13 @@ async def test_options_still_describe_the_model(rest, fakes) -> None:
 @pytest.fixture
 def tokens(tmp_path, fakes) -> TokenAuthority:
     authority = TokenAuthority(str(tmp_path), 3600)
+    authority.write_file()
     fakes.planes = dataclasses.replace(fakes.planes, tokens=authority)
     return authority
+
+
+def inference_key(tokens: TokenAuthority) -> str:
+    return json.loads(Path(tokens.path).read_text())[KeyKind.INFERENCE.value]["key"]
 
 
 async def test_every_path_asks_for_the_key(tokens, rest, fakes) -> None:
@@ -409,6 +580,6 @@ async def test_every_path_asks_for_the_key(tokens, rest, fakes) -> None:
         if answer.status_code == 400:
             assert "Token Authorization failed" in answer.text
     assert (await rest.infer(REQUEST)).status_code == 400
-    key = tokens._keys[KeyKind.INFERENCE].decode()
+    key = inference_key(tokens)
     answer = await rest.infer(REQUEST, authorization=f"Bearer {key}")
     assert answer.json() == ANSWER

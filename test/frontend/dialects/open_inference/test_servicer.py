@@ -11,7 +11,9 @@ import pytest
 from fake_planes import answers, fails, holds
 from fakes import wait_until
 
+from ts.protocol.tensors import ENVELOPE, JSON_LENGTH_HEADER
 from ts_frontend.core import errors
+from ts_frontend.core.inference import ResponseChunk
 from ts_frontend.core.job import JobState
 from ts_frontend.core.model import TensorSpec
 from ts_frontend.grpc.stubs.open_inference_pb2 import (
@@ -198,3 +200,77 @@ async def test_deadline_and_leaving(oip, fakes) -> None:
 @pytest.mark.parametrize("fakes", [{"open_inference": False}], indirect=True)
 async def test_switched_off_it_is_not_there(oip, fakes) -> None:
     assert (await failure_of(oip.ServerLive(ServerLiveRequest())))[0] is Code.UNIMPLEMENTED
+
+
+# Workers that take tensors as bytes.
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+async def test_tensors_stay_bytes_on_the_way_to_our_envelope(oip, fakes, is_raw: bool) -> None:
+    """And come back so, whichever form the client gets."""
+    elements = struct.pack("<2f", 3, -4)
+    head = json.dumps(
+        {
+            "outputs": [
+                {
+                    "name": "a",
+                    "datatype": "FP32",
+                    "shape": [2],
+                    "parameters": {"binary_data_size": 8, "x": 1},
+                }
+            ]
+        }
+    ).encode()
+    length = (JSON_LENGTH_HEADER.encode(), str(len(head)).encode())
+    chunk = ResponseChunk(200, b"", b"application/octet-stream", [length], head + elements, True)
+    model = fakes.add("m", does=lambda job: job.push(chunk))
+    model.model.envelope = ENVELOPE
+    request = ModelInferRequest(model_name="m", id="7")
+    tensor = request.inputs.add(name="a", datatype="FP32", shape=[2])
+    words = request.inputs.add(name="w", datatype="BYTES", shape=[1])
+    raws = [struct.pack("<2f", 1.5, -2), b"\x02\0\0\0\xffx"]
+    if is_raw:
+        request.raw_input_contents.extend(raws)
+    else:
+        tensor.contents.fp32_contents.extend([1.5, -2])
+        words.contents.bytes_contents.append(b"\xffx")
+    response = await oip.ModelInfer(request)
+    (output,) = response.outputs
+    assert output.parameters["x"].int64_param == 1
+    if is_raw:
+        assert list(response.raw_output_contents) == [elements]
+    else:
+        assert list(output.contents.fp32_contents) == [3, -4]
+    (parts,) = model.requests
+    assert json.loads(parts.pop("body")) == {
+        "inputs": [
+            {"name": "a", "datatype": "FP32", "shape": [2]},
+            {"name": "w", "datatype": "BYTES", "shape": [1]},
+        ],
+        "id": "7",
+        "model_name": "m",
+        "parameters": {"binary_data_output": True},
+    }
+    assert parts == {"tensor:0": raws[0], "tensor:1": raws[1]}
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "raw"),
+    [
+        ("FP32", [3], b"12345678"),
+        ("FP32", [2**20, 2**20], b"12345678"),
+        ("FP32", [-2], b"12345678"),
+        ("FP33", [2], b"12345678"),
+        ("BYTES", [2**40], b"12345678"),
+        ("BYTES", [1], b"\x05\0\0\0x"),
+    ],
+)
+async def test_the_checks_of_bytes_are_the_same(oip, fakes, datatype, shape, raw) -> None:
+    model = fakes.add("m")
+    model.model.envelope = ENVELOPE
+    request = ModelInferRequest(model_name="m", raw_input_contents=[raw])
+    request.inputs.add(name="a", datatype=datatype, shape=shape)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await oip.ModelInfer(request)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert model.jobs == []

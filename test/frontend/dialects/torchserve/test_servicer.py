@@ -96,6 +96,14 @@ FAILURES = {
     errors.InvalidArgument("bad"): (Code.INTERNAL, "bad\nBadRequestException.()"),
     NO_WORKER: (Code.INTERNAL, f"{NO_WORKER}\nInternalServerException.()"),
     errors.QueueFull("full"): (Code.INTERNAL, "full\nInternalServerException.()"),
+    errors.QueueFull("full", errors.ErrorKind.THROTTLED): (
+        Code.RESOURCE_EXHAUSTED,
+        "full\nInternalServerException.()",
+    ),
+    errors.DeadlineUnreachable("late"): (
+        Code.UNAVAILABLE,
+        "late\nInternalServerException.()",
+    ),
     errors.WorkerDied(): (
         Code.INTERNAL,
         "Worker died.\norg.pytorch.serve.http.InternalServerException",
