@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from ts_frontend.config_check import check_config
 from ts_frontend.core.errors import ServingError
 from ts_frontend.logs import ServerLogs
 from ts_frontend.server import Server
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--version" in argv or "-v" in argv:
         print(f"TorchServe Version is {version()}")
         return 0
+    if "--check-config" in argv:
+        return check_config(argv, os.environ, os.getcwd())
     try:
         settings = load_settings(argv, os.environ, os.getcwd())
     except ConfigurationError as error:
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         StartReport(_ready_fd(argv)).failed(str(error))
         return 1
     logs = ServerLogs(settings.log_location, settings.metrics_location)
+    for name, level in settings.log_levels.items():
+        logging.getLogger(name).setLevel(level)
     report = StartReport(settings.ready_fd)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

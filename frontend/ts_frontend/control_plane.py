@@ -11,7 +11,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ts_frontend.archive.model_archive import ModelArchive
@@ -25,16 +25,21 @@ from ts_frontend.core.errors import (
     ServingError,
     WorkerStartFailed,
 )
+from ts_frontend.core.fair_order import Fairness
 from ts_frontend.core.model import (
+    Batching,
     Model,
     ModelConfig,
     ModelId,
     ModelStatus,
     ParallelType,
     TorchrunConfig,
+    WorkerCare,
 )
 from ts_frontend.core.registry import ModelRegistry
+from ts_frontend.core.sequence_queue import SequenceHeaders
 from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.snapshot import ModelSnapshot
 from ts_frontend.workers.pool import PoolFactory, WorkerPool
 from ts_frontend.workers.worker import Worker
 
@@ -58,6 +63,9 @@ class Defaults:
     unregister_timeout_s: float = 120
     scale_down_grace_s: float = 30
     models: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+    fairness: Fairness | None = None
+    sequence_headers: SequenceHeaders = SequenceHeaders()  # noqa: RUF009 - frozen
+    care: WorkerCare = field(default_factory=WorkerCare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,7 @@ class ControlPlane:
         self._watchers: set[asyncio.Task[None]] = set()
         self._on_registered = on_registered
         self.on_changed: Callable[[], None] = lambda: None
+        self._unrestored: dict[ModelId, ModelSnapshot] = {}
         self.memory_bytes_of: Callable[[int], int] = lambda pid: 0  # a worker's resident bytes
 
     # Register.
@@ -194,7 +203,7 @@ class ControlPlane:
                 (None, location) for location in self._store.list_all()
             ]
         else:
-            entries = [_name_and_location(part) for part in load_models.split(",") if part.strip()]
+            entries = [name_and_location(part) for part in load_models.split(",") if part.strip()]
         failed = []
         for name, location in entries:
             try:
@@ -205,10 +214,89 @@ class ControlPlane:
                 failed.append(location)
         return failed
 
-    async def _add(self, wanted: Registration, *, at_startup: bool) -> Model:
+    # Snapshots.
+
+    def snapshot(self) -> list[ModelSnapshot]:
+        """What `restore` needs to bring the models back.
+
+        A version that could not be restored stays in: its archive may be there again next time.
+        """
+        taken = []
+        for model in self.registry:
+            pool = self.pools.get(model)
+            if pool is None or model.status is not ModelStatus.REGISTERED:
+                continue
+            config = model.config
+            taken.append(
+                ModelSnapshot(
+                    model.id.name,
+                    model.id.version,
+                    model.archive_name,
+                    is_default=self.registry.is_default(model),
+                    min_workers=pool.min_workers,
+                    max_workers=pool.max_workers,
+                    batch_size=config.batch_size,
+                    max_batch_delay_ms=config.max_batch_delay_ms,
+                    response_timeout_s=int(config.response_timeout_s),
+                    startup_timeout_s=int(config.startup_timeout_s),
+                    runtime=model.runtime,
+                    parallel_level=config.parallel_level,
+                )
+            )
+        known = {(model.name, model.version) for model in taken}
+        return taken + [model for id, model in self._unrestored.items() if id not in known]
+
+    def _forget_unrestored(self, name: str, version: str | None) -> bool:
+        """Who unregisters what a snapshot named and is not here gets a 404, and what he wanted."""
+        unwanted = [
+            id
+            for id in self._unrestored
+            if id.name == name and (version is None or id.version == version)
+        ]
+        for id in unwanted:
+            del self._unrestored[id]
+        return bool(unwanted)
+
+    def missing(self, models: Sequence[ModelSnapshot]) -> list[str]:
+        """The archives of a snapshot that are not in the model store."""
+        return [model.archive_name for model in models if not self._store.has(model.archive_name)]
+
+    async def restore(self, models: Sequence[ModelSnapshot]) -> list[str]:
+        """Register and scale what a snapshot holds, without waiting for the workers; returns the
+        archives that could not be restored. The others are served.
+        """
+        failed = []
+        defaults = []
+        for stored in models:
+            wanted = Registration(
+                stored.archive_name, model_name=stored.name, runtime=stored.runtime
+            )
+            try:
+                model = await self._add(wanted, at_startup=False, stored=stored)
+                if stored.is_default:
+                    defaults.append(model.id)
+                if stored.min_workers > 0:
+                    await self._scale(model, stored.min_workers, stored.max_workers, False)
+            except ServingError as error:
+                logger.error(
+                    "Model %s version %s of the snapshot could not be restored from %s: %s",
+                    stored.name,
+                    stored.version,
+                    stored.archive_name,
+                    error.message,
+                )
+                failed.append(stored.archive_name)
+                self._unrestored[ModelId(stored.name, stored.version)] = stored
+        for name, version in defaults:
+            self.registry.set_default(name, version)
+        return failed
+
+    async def _add(
+        self, wanted: Registration, *, at_startup: bool, stored: ModelSnapshot | None = None
+    ) -> Model:
         archive = await self._store.open(wanted.url, s3_sse_kms=wanted.s3_sse_kms)
         try:
-            model = self._new_model(wanted, archive, at_startup)
+            model = self._new_model(wanted, archive, at_startup, stored)
             async with self._locks[model.id.name]:
                 self.registry.add(model)
         except BaseException:
@@ -225,7 +313,13 @@ class ControlPlane:
         )
         return model
 
-    def _new_model(self, wanted: Registration, archive: ModelArchive, at_startup: bool) -> Model:
+    def _new_model(
+        self,
+        wanted: Registration,
+        archive: ModelArchive,
+        at_startup: bool,
+        stored: ModelSnapshot | None = None,
+    ) -> Model:
         manifest = archive.manifest
         name = wanted.model_name or manifest.model_name
         if not name and at_startup:
@@ -245,9 +339,10 @@ class ControlPlane:
             )
         # A model without any handler is registered all the same: its workers say what is missing.
         handler = wanted.handler or manifest.handler or self._defaults.service_handler
+        config = self._model_config(wanted, archive.config, stated)
         return Model(
             model_id,
-            self._model_config(wanted, archive.config, stated),
+            config if stored is None else _with_stored(config, stored),
             path=archive.path,
             handler=handler,
             url=wanted.url,
@@ -297,6 +392,9 @@ class ControlPlane:
             response_timeout_s=response_s,
             startup_timeout_s=startup_s,
             job_queue_size=defaults.job_queue_size,
+            fairness=defaults.fairness,
+            sequence_headers=defaults.sequence_headers,
+            care=defaults.care,
             device_type="gpu" if defaults.gpu_count else "cpu",
         )
         return config if file is None else _with_file(config, file, defaults)
@@ -380,6 +478,8 @@ class ControlPlane:
 
         Raises ModelNotFound, ModelVersionNotFound, InvalidModelVersion, DeadlineExceeded.
         """
+        if self._forget_unrestored(name, version):
+            self.on_changed()
         async with self._locks[name]:
             model = self.registry.check_removable(name, version)
             try:
@@ -463,7 +563,7 @@ def parse_metadata(body: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _name_and_location(entry: str) -> tuple[str | None, str]:
+def name_and_location(entry: str) -> tuple[str | None, str]:
     """`name=location` or a location. A URL may contain `=`, so the name must look like a name."""
     name, equals, location = entry.strip().partition("=")
     if equals and "/" not in name and ":" not in name:
@@ -474,17 +574,49 @@ def _name_and_location(entry: str) -> tuple[str | None, str]:
 def _not_available(config: ModelConfig) -> list[str]:
     """What the configuration asks for and does not get: said once, not silently left out."""
     warnings = []
-    if config.continuous_batching:
-        warnings.append("continuousBatching is not available; requests are batched dynamically.")
-    if config.sequence_batching:
-        warnings.append("sequenceBatching is not available; sequences are not kept on one worker.")
+    if config.batching is Batching.ADAPTIVE and config.batch_size == 1:
+        warnings.append("batching: adaptive has no effect with a batchSize of 1, its upper bound.")
+    if config.sequence_batching and not config.sequence_max_idle_ms:
+        warnings.append(
+            "sequenceBatching needs a sequenceMaxIdleMSec above 0; all requests are refused."
+        )
+    if config.continuous_batching and config.async_communication:
+        warnings.append("asyncCommunication gives way to continuousBatching.")
     if config.parallel_level > 1:
         warnings.append("parallelLevel above 1 is not available; only rank 0 is spoken to.")
     return warnings
 
 
+def _with_stored(config: ModelConfig, stored: ModelSnapshot) -> ModelConfig:
+    """What a snapshot says goes before the archive's own file (contract, config section 9)."""
+    return replace(
+        config,
+        batch_size=stored.batch_size,
+        max_batch_delay_ms=stored.max_batch_delay_ms,
+        response_timeout_s=stored.response_timeout_s,
+        startup_timeout_s=stored.startup_timeout_s,
+        parallel_level=stored.parallel_level or config.parallel_level,
+    )
+
+
 def _first_positive(*values: Any, default: float) -> float:
     return next((value for value in values if value is not None and value > 0), default)
+
+
+def _care(care: WorkerCare, file: ModelFileConfig) -> WorkerCare:
+    memory_mb = file.max_worker_memory_mb
+    stated = {
+        "is_idempotent": file.idempotent,
+        "death_retries": file.worker_death_retries,
+        "is_isolating": file.isolate_batch_failures,
+        "ping_timeout_s": file.ping_timeout_s,
+        "cancel_grace_s": file.cancel_grace_s,
+        "max_requests": file.max_worker_requests,
+        "max_age_s": file.max_worker_age_s,
+        "max_memory_bytes": None if memory_mb is None else memory_mb << 20,
+    }
+    said: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
+    return replace(care, **said)
 
 
 def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -> ModelConfig:
@@ -524,6 +656,9 @@ def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -
         sequence_timeout_ms=file.sequence_timeout_ms or 0,
         max_num_sequence=file.max_num_sequence or 1,
         max_sequence_job_queue_size=file.max_sequence_job_queue_size or 1,
+        batching=Batching(file.batching or "dynamic"),
+        target_latency_ms=file.target_latency_ms or config.target_latency_ms,
+        care=_care(config.care, file),
         inputs=file.inputs or (),
         outputs=file.outputs or (),
     )

@@ -10,43 +10,66 @@ Stop: not accepting, finishing what was accepted, workers, metrics, logs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
 import os
-import shutil
 import socket
-import ssl
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ts.protocol.tensors import ENVELOPE
+from ts_frontend import security
 from ts_frontend.archive.fetch import FetchSettings
 from ts_frontend.archive.model_store import ModelStore
 from ts_frontend.archive.unpack import ArchiveLimits
 from ts_frontend.control_plane import ControlPlane, Defaults
-from ts_frontend.core.model import Model
+from ts_frontend.core.admission import Admission, Load
+from ts_frontend.core.deadline import DeadlineHeaders
+from ts_frontend.core.errors import ErrorKind, ServerBusy
+from ts_frontend.core.fair_order import MAX_WEIGHT, Fairness
+from ts_frontend.core.model import Model, WorkerCare
 from ts_frontend.core.registry import ModelRegistry
+from ts_frontend.core.sequence_queue import SequenceHeaders
 from ts_frontend.data_plane import DataPlane
 from ts_frontend.dialects import DIALECTS
-from ts_frontend.dialects.base import Dialect, HttpRoutes, Planes, SequenceHeaders
-from ts_frontend.dialects.errors import answer_error, transport_error
+from ts_frontend.dialects.base import Dialect, HttpRoutes, Planes
+from ts_frontend.dialects.errors import answer_error, bare_refusal, transport_error
 from ts_frontend.health import Health
 from ts_frontend.http.access_log import AccessEntry, AccessLog
-from ts_frontend.http.listener import Address, HttpLimits, Listener, parse_address
+from ts_frontend.http.browsers import CorsRouter, guard_from_pages
+from ts_frontend.http.listener import HttpLimits, Listener
 from ts_frontend.http.router import Route, Router
+from ts_frontend.http.tls import TlsFiles, tls_context, tls_files
 from ts_frontend.logs import LineBatch, write_access_lines
 from ts_frontend.metrics.catalog import CatalogError, MetricCatalog, read_catalog
 from ts_frontend.metrics.server_metrics import MetricsMode, ServerMetrics
 from ts_frontend.metrics.system import SystemMetrics
-from ts_frontend.settings import ConfigurationError, Settings
+from ts_frontend.private_folder import PrivateFolder, remove_abandoned
+from ts_frontend.settings import ConfigurationError, Settings, format_properties
+from ts_frontend.settings.addresses import DEFAULT_PORTS, Address, parse_address
+from ts_frontend.snapshot import (
+    InvalidSnapshot,
+    ModelSnapshot,
+    SnapshotFolder,
+    SnapshotWriter,
+    parse_models,
+)
 from ts_frontend.tokens import KeyKind, TokenAuthority
 from ts_frontend.workers.connections import load_connection
+from ts_frontend.workers.connections.shared_memory import SharedBodies
 from ts_frontend.workers.devices import DeviceAllocator
-from ts_frontend.workers.environment import PortAllocator, WorkerLaunch, split_launcher_args
+from ts_frontend.workers.environment import (
+    MAX_SOCKET_PATH_BYTES,
+    PortAllocator,
+    WorkerLaunch,
+    split_launcher_args,
+)
 from ts_frontend.workers.pool import WorkerPool
+from ts_frontend.workers.sequence_pool import SequencePool
+from ts_frontend.workers.watch import WorkerWatch
 
 if TYPE_CHECKING:
     from ts_frontend.grpc.server import GrpcLimits, GrpcServer
@@ -54,8 +77,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of an address without a port, for http and https (contract, HTTP section 1).
-DEFAULT_PORTS = {"inference": (80, 443), "management": (8081, 8444), "metrics": (8082, 8445)}
+# A private folder's path must leave room for the names of the sockets in it.
+MAX_PRIVATE_PATH_BYTES = MAX_SOCKET_PATH_BYTES - len("/.ts.sock.65535")
 
 
 def find_home() -> str:
@@ -76,16 +99,15 @@ class Server:
         self._metric_logs = (LineBatch("TS_METRICS"), LineBatch("MODEL_METRICS"))
         self.metrics = self._new_metrics()
         self.registry = ModelRegistry()
+        self._store = self._new_store()
         self.control = ControlPlane(
-            self._new_store(), self.registry, self._new_pool, self._defaults(), self._meter_model
+            self._store, self.registry, self._new_pool, self._defaults(), self._meter_model
         )
-        self.data = DataPlane(self.registry)
+        self._load = Load(settings.max_live_requests, settings.max_live_request_bytes)
+        self.data = DataPlane(self.registry, self._admission())
         self.health = Health(self.registry, self.control.pools)
-        self.tokens = (
-            None
-            if settings.disable_token_authorization
-            else TokenAuthority(settings.working_dir, settings.token_expiration_min * 60)
-        )
+        self.tokens = security.new_tokens(settings)
+        self._snapshots = self._new_snapshots()
         self.listeners: list[Listener] = []
         self.grpc_servers: list[GrpcServer] = []
         self._addresses: list[tuple[str, str]] = []
@@ -94,12 +116,18 @@ class Server:
         self.control.memory_bytes_of = self._system.memory_usage
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_requested = asyncio.Event()
-        self._socket_dir = ""
+        self._private: PrivateFolder | None = None
         self._launch: WorkerLaunch | None = None
+        self._shared_bodies = SharedBodies.create(
+            settings.shared_memory_threshold, settings.shared_memory_size
+        )
         is_tcp = not settings.use_native_io
         self._ports = PortAllocator(settings.initial_worker_port, is_tcp=is_tcp)
         self._parallel_ports = PortAllocator(settings.initial_distribution_port, is_tcp=is_tcp)
-        self._devices = DeviceAllocator(settings.number_of_gpu)
+        self._devices = DeviceAllocator(
+            settings.number_of_gpu, first=1 if settings.is_torchserve_compatible else 0
+        )
+        self._watch = WorkerWatch(settings.worker_check_interval)
         self._connect = load_connection("unix" if settings.use_native_io else "tcp")
 
     # Life.
@@ -109,17 +137,18 @@ class Server:
         settings = self.settings
         for line in settings.report():
             logger.info("%s", line)
-        for warning in settings.warnings:
+        for warning in (*settings.warnings, *security.exposures(settings)):
             logger.warning("%s", warning)
-        self._socket_dir = _private_folder(settings.temp_dir)
-        self._launch = self._new_launch()
+        for path in remove_abandoned(settings.temp_dir):
+            logger.warning("Removed %s, left by a server that was killed.", path)
+        parents = (settings.temp_dir, tempfile.gettempdir())
+        self._private = PrivateFolder.create(parents, MAX_PRIVATE_PATH_BYTES)
+        self._store.on_work_path = self._private.claim
+        self._launch = self._new_launch(self._private.path)
         if self.tokens is not None:
-            self.tokens.write_file()
-            logger.info("Token authorization is enabled. The keys are in %s", self.tokens.path)
+            self._guard_with(self.tokens)
         self._tasks.append(asyncio.create_task(self.metrics.run(), name="metrics log"))
-        if settings.load_models:
-            progress(f"loading models: {settings.load_models}")
-            await self.control.load_all(settings.load_models)
+        await self._load_models(progress)
         planes = self._new_planes()
         dialects = _load_dialects()
         await self._open_listeners(planes, dialects)
@@ -127,6 +156,45 @@ class Server:
             await self._open_grpc(planes, dialects)
         if not settings.disable_system_metrics:
             self._tasks.append(asyncio.create_task(self._system.run(), name="system metrics"))
+        if self._snapshots is not None:
+            await self._snapshots.write("startup")
+            self.control.on_changed = self._snapshots.note_change
+
+    def _guard_with(self, tokens: TokenAuthority) -> None:
+        settings = self.settings
+        tokens.write_file()
+        if tokens.is_generating:
+            logger.info("Token authorization is enabled. The keys are in %s", tokens.path)
+        else:
+            logger.info("Token authorization is enabled, with the keys that were given.")
+        if settings.token_key_file:
+            watching = tokens.watch(settings.token_key_check_interval)
+            self._tasks.append(asyncio.create_task(watching, name="token keys"))
+
+    async def _load_models(self, progress: Callable[[str], None]) -> None:
+        """Raises ConfigurationError for a snapshot that is none."""
+        settings = self.settings
+        if settings.model_snapshot:
+            models = self._snapshot_models(settings.model_snapshot)
+            progress(f"restoring {len(models)} models of a snapshot")
+            await self.control.restore(models)
+        elif settings.load_models:
+            progress(f"loading models: {settings.load_models}")
+            await self.control.load_all(settings.load_models)
+
+    def _snapshot_models(self, text: str) -> list[ModelSnapshot]:
+        settings = self.settings
+        where = f"model_snapshot in {settings.origin('model_snapshot')}"
+        try:
+            models = parse_models(text)
+        except InvalidSnapshot as error:
+            raise ConfigurationError(f"{error} ({where})") from error
+        if settings.is_torchserve_compatible and (missing := self.control.missing(models)):
+            raise ConfigurationError(
+                f"{', '.join(missing)} not found in the model store ({where}); without "
+                "compatibility=torchserve the others would be served."
+            )
+        return models
 
     def request_stop(self) -> None:
         """Called by a signal: first in order, the second time at once."""
@@ -148,14 +216,19 @@ class Server:
             *(server.stop(grace_s) for server in self.grpc_servers),
             *(listener.stop(grace_s) for listener in self.listeners),
         )
+        if self._snapshots is not None and self.control.on_changed == self._snapshots.note_change:
+            await self._snapshots.write("shutdown")
         await self.control.close(0 if self.listeners else grace_s)
+        if self._shared_bodies is not None:
+            self._shared_bodies.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._access_log.flush()
         for log in self._metric_logs:
             log.flush()
-        shutil.rmtree(self._socket_dir, ignore_errors=True)
+        if self._private is not None:
+            self._private.remove()
         logger.info("TorchServe has stopped.")
 
     # Building.
@@ -195,8 +268,27 @@ class Server:
                 allow_private_addresses=settings.fetch_private_addresses,
                 max_bytes=settings.max_download_size,
                 timeout_s=settings.download_timeout,
+                aws=security.aws_credentials(settings.secret_environment),
             ),
+            checksums=security.new_checksums(settings),
+            is_taken_name_a_conflict=not settings.is_torchserve_compatible,
         )
+
+    def _new_snapshots(self) -> SnapshotWriter | None:
+        settings = self.settings
+        if settings.no_config_snapshots:
+            return None
+        folder = SnapshotFolder(
+            os.path.join(settings.log_location, "config"),
+            format_properties,
+            keep=settings.max_config_snapshots,
+        )
+        properties = {
+            **settings.to_properties(),
+            "version": self.version,
+            **({"tsConfigFile": settings.config_file} if settings.config_file else {}),
+        }
+        return SnapshotWriter(folder, lambda: (properties, self.control.snapshot()))
 
     def _defaults(self) -> Defaults:
         settings = self.settings
@@ -208,26 +300,52 @@ class Server:
             startup_timeout_s=settings.default_startup_timeout,
             job_queue_size=settings.job_queue_size,
             service_handler=settings.default_service_handler or "",
-            service_envelope=settings.service_envelope or "",
+            service_envelope=settings.service_envelope
+            or (ENVELOPE if settings.ts_open_inference_protocol else ""),
             gpu_count=settings.number_of_gpu,
             unregister_timeout_s=settings.unregister_model_timeout,
             scale_down_grace_s=settings.shutdown_timeout,
             models=settings.models,
+            fairness=_fairness(settings),
+            sequence_headers=_sequence_headers(settings),
+            care=WorkerCare(
+                is_idempotent=not settings.is_torchserve_compatible,
+                death_retries=settings.worker_death_retries,
+                is_isolating=settings.isolate_batch_failures,
+                ping_timeout_s=settings.worker_ping_timeout,
+                cancel_grace_s=settings.cancel_grace,
+                max_requests=settings.max_worker_requests,
+                max_age_s=settings.max_worker_age,
+                max_memory_bytes=settings.max_worker_memory << 20,
+            ),
         )
 
-    def _new_launch(self) -> WorkerLaunch:
+    @property
+    def _overload_kind(self) -> ErrorKind:
+        is_throttling = self.settings.overload_status == "429"
+        return ErrorKind.THROTTLED if is_throttling else ErrorKind.OVERLOADED
+
+    def _admission(self) -> Admission:
+        return Admission(
+            DeadlineHeaders(self.settings.deadline_headers),
+            self._overload_kind,
+            self._load if self._load.is_limited else None,
+        )
+
+    def _new_launch(self, socket_dir: str) -> WorkerLaunch:
         settings = self.settings
         launcher = split_launcher_args(settings.cpu_launcher_args or "")
         return WorkerLaunch(
             home=self.home,
             python=settings.python,
             environment=settings.worker_environment,
-            socket_dir=self._socket_dir,
+            socket_dir=socket_dir,
             metrics_config=self._metrics_config,
             log_location=settings.log_location,
             connection="unix" if settings.use_native_io else "tcp",
             max_field_bytes=settings.max_response_size,
             limit_max_image_pixels=settings.limit_max_image_pixels,
+            shared_bodies=self._shared_bodies,
             cpu_launcher_args=launcher if settings.cpu_launcher_enable else None,
             variables={
                 "TS_DECODE_INPUT_REQUEST": _flag(settings.decode_input_request),
@@ -239,7 +357,8 @@ class Server:
     def _new_pool(self, model: Model) -> WorkerPool:
         if self._launch is None:
             raise RuntimeError("a model before the server was started")
-        return WorkerPool(
+        kind = SequencePool if model.config.sequence_batching else WorkerPool
+        return kind(
             model,
             self._launch,
             self._connect,
@@ -247,6 +366,7 @@ class Server:
             self._parallel_ports,
             self._devices,
             self.metrics,
+            watch=self._watch,
         )
 
     def _meter_model(self, model: Model) -> None:
@@ -279,6 +399,9 @@ class Server:
         ]
 
     def _set_model_gauges(self) -> None:
+        self.metrics.set_load(
+            len(asyncio.all_tasks()), sum(len(listener.connections) for listener in self.listeners)
+        )
         for model, pool in self.control.pools.items():
             name, version = model.id
             self.metrics.set_queue_depth(name, version, len(model.queue))
@@ -291,12 +414,19 @@ class Server:
 
     async def _open_listeners(self, planes: Planes, dialects: Sequence[Dialect]) -> None:
         settings = self.settings
-        inference = parse_address(settings.inference_address, *DEFAULT_PORTS["inference"])
-        management = parse_address(settings.management_address, *DEFAULT_PORTS["management"])
+        inference = _address(settings, "inference_address")
+        management = _address(settings, "management_address")
         # The routes of all dialects, first come first served, guarded by their keys.
         routes = HttpRoutes()
         for dialect in dialects:
             routes = routes + dialect.http_routes(planes)
+        if self.tokens is None:
+            guarded = guard_from_pages(
+                routes.management,
+                settings.cors_allowed_origin,
+                is_loopback_only=management.is_local,
+            )
+            routes = HttpRoutes(routes.inference, guarded, routes.metrics)
         doors: list[tuple[str, Address, Sequence[Route]]] = []
         if inference == management:
             # One listener for both; TorchServe's SageMaker and KServe images run this way.
@@ -308,14 +438,24 @@ class Server:
             doors.append(("Inference", inference, routes.inference))
             doors.append(("Management", management, routes.management))
         if settings.enable_metrics_api:
-            metrics = parse_address(settings.metrics_address, *DEFAULT_PORTS["metrics"])
+            metrics = _address(settings, "metrics_address")
             doors.append(("Metrics", metrics, routes.metrics))
         for name, address, its_routes in doors:
             listener = self._new_listener(address, its_routes)
+            if self._load.is_limited:
+                listener.refuse_body = self._refuse_body
             await listener.start()
             self.listeners.append(listener)
             self._addresses.append((name, str(listener.address)))
             logger.info("%s API on %s", name, listener.address)
+
+    def _refuse_body(self, body_bytes: int) -> bytes | None:
+        try:
+            self._load.check(body_bytes)
+        except ServerBusy as error:
+            error.kind = self._overload_kind
+            return bare_refusal(error)
+        return None
 
     def addresses(self) -> list[tuple[str, str]]:
         """Name and address of each open listener, with the port that a 0 became."""
@@ -365,15 +505,11 @@ class Server:
     def _new_grpc_server(
         self, host: str, port: int, services: Sequence[Service], key: KeyKind, limits: GrpcLimits
     ) -> GrpcServer:
-        from ts_frontend.grpc.server import GrpcServer, TlsFiles
+        from ts_frontend.grpc.server import GrpcServer
+        from ts_frontend.grpc.server import TlsFiles as GrpcTlsFiles
 
-        settings, tokens, tls = self.settings, self.tokens, None
-        if settings.enable_grpc_ssl:
-            if not settings.certificate_file or not settings.private_key_file:
-                raise ConfigurationError(
-                    "enable_grpc_ssl needs private_key_file and certificate_file (PEM)"
-                )
-            tls = TlsFiles(settings.certificate_file, settings.private_key_file)
+        tokens = self.tokens
+        tls = GrpcTlsFiles(*self._tls) if self.settings.enable_grpc_ssl else None
         return GrpcServer(
             host,
             port,
@@ -397,23 +533,29 @@ class Server:
             control=self.control,
             health=self.health,
             tokens=self.tokens,
-            render_metrics=lambda names: self.metrics.render(names).encode(),
+            render_metrics=self._render_metrics,
             version=self.version,
+            has_local_times=settings.is_torchserve_compatible,
             is_model_api_enabled=settings.enable_model_api,
             is_open_inference_enabled=settings.ts_open_inference_protocol,
             max_multipart_parts=settings.max_multipart_parts,
-            sequence_headers=SequenceHeaders(
-                settings.ts_header_key_sequence_id.encode(),
-                settings.ts_header_key_sequence_start.encode(),
-                settings.ts_header_key_sequence_end.encode(),
-            ),
+            max_body_bytes=settings.max_request_size,
+            min_compressed_bytes=settings.min_compressed_response_size,
+            sequence_headers=_sequence_headers(settings),
         )
+
+    def _render_metrics(self, names: Sequence[str]) -> bytes:
+        settings = self.settings
+        if settings.is_torchserve_compatible and settings.metrics_mode == "log":
+            return b""
+        return self.metrics.render(names).encode()
 
     def _new_listener(self, address: Address, routes: Sequence[Route]) -> Listener:
         settings = self.settings
+        router = CorsRouter if settings.cors_allowed_origin else Router
         return Listener(
             address,
-            Router(routes, answer_error),
+            router(routes, answer_error),
             HttpLimits(
                 max_body_bytes=settings.max_request_size,
                 max_request_line_bytes=settings.max_request_line_size,
@@ -426,26 +568,27 @@ class Server:
                 max_connections=settings.max_connections,
             ),
             transport_error=transport_error,
+            too_large=b"" if settings.is_torchserve_compatible else self._too_large(),
+            bodies=self._shared_bodies,
             access_log=self._access_log,
             on_response=self.metrics.on_response,
             headers=self._cors(),
-            ssl=self._tls_context() if address.scheme == "https" else None,
+            ssl=tls_context(self._tls) if address.scheme == "https" else None,
+            socket_mode=int(settings.unix_socket_mode, 8),
         )
 
-    def _tls_context(self) -> ssl.SSLContext:
+    def _too_large(self) -> bytes:
+        limit = self.settings.max_request_size
+        return transport_error(
+            413, f"The request's body is larger than {limit} bytes (max_request_size)."
+        )
+
+    @functools.cached_property
+    def _tls(self) -> TlsFiles:
         """Raises ConfigurationError where there is no usable key and certificate."""
-        key, certificate = self.settings.private_key_file, self.settings.certificate_file
-        if not key or not certificate:
-            raise ConfigurationError(
-                "an https address needs private_key_file and certificate_file (PEM)"
-            )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(certificate, key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(f"{certificate} and {key}: {error}") from error
-        return context
+        if self._private is None:
+            raise RuntimeError("a listener before the server was started")
+        return tls_files(self.settings, self._private.path)
 
     def _cors(self) -> list[tuple[bytes, bytes]]:
         settings = self.settings
@@ -457,6 +600,10 @@ class Server:
         return [(name, text.encode()) for name, text in texts.items() if text]
 
 
+def _address(settings: Settings, key: str) -> Address:
+    return parse_address(getattr(settings, key), *DEFAULT_PORTS[key])
+
+
 def _load_dialects() -> list[Dialect]:
     dialects = []
     for import_string in DIALECTS.values():
@@ -465,18 +612,37 @@ def _load_dialects() -> list[Dialect]:
     return dialects
 
 
+def _fairness(settings: Settings) -> Fairness | None:
+    """Raises ConfigurationError."""
+    if not settings.priority_header and not settings.fairness_header:
+        return None
+    return Fairness(
+        (settings.priority_header or "").lower().encode(),
+        _weights("priority_weights", settings.priority_weights),
+        (settings.fairness_header or "").lower().encode(),
+        _weights("fairness_weights", settings.fairness_weights),
+    )
+
+
+def _sequence_headers(settings: Settings) -> SequenceHeaders:
+    return SequenceHeaders(
+        settings.ts_header_key_sequence_id.encode(),
+        settings.ts_header_key_sequence_start.encode(),
+        settings.ts_header_key_sequence_end.encode(),
+    )
+
+
+def _weights(key: str, texts: Sequence[str]) -> dict[bytes, int]:
+    weights = {}
+    for text in texts:
+        name, _, number = text.strip().rpartition("=")
+        if not name or not number.isdecimal() or not 1 <= int(number) <= MAX_WEIGHT:
+            raise ConfigurationError(
+                f"{key}: {text!r} should be name=weight, a whole number from 1 to {MAX_WEIGHT}"
+            )
+        weights[name.strip().encode()] = int(number)
+    return weights
+
+
 def _flag(value: bool) -> str:
     return "true" if value else "false"
-
-
-def _private_folder(temp_dir: str) -> str:
-    """Where worker sockets live: ours alone, and short enough for a socket's name (107 bytes)."""
-    for parent in (temp_dir, tempfile.gettempdir()):
-        with contextlib.suppress(OSError):
-            folder = tempfile.mkdtemp(prefix="ts-", dir=parent)
-            if len(os.path.join(folder, ".ts.sock.65535").encode()) <= 107:
-                return folder
-            os.rmdir(folder)
-    raise OSError(
-        f"No folder for worker sockets in {temp_dir}: its path is too long or not writable."
-    )

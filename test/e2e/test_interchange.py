@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import zipfile
@@ -21,6 +20,7 @@ import psutil
 import pytest
 import requests
 from serving import MODELS, ROOT, RunningServer, archive, start_server, wait_until
+from their_server import find_home, free_port, start_their_server, stop_tree
 
 pytestmark = [
     pytest.mark.torchserve,
@@ -38,14 +38,7 @@ def their_python() -> Path:
 
 @pytest.fixture(scope="module")
 def their_home(their_python: Path) -> str:
-    found = subprocess.run(
-        [their_python, "-c", "import importlib.util as u; print(u.find_spec('ts').origin)"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd="/",
-    )
-    return str(Path(found.stdout.strip()).parents[1])
+    return find_home(their_python)
 
 
 @pytest.fixture(scope="module")
@@ -112,106 +105,42 @@ def test_their_worker_answers_behind_our_frontend(mixed: RunningServer, their_ho
     check_answers(mixed.inference)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_their_server(
-    folder: Path, store: Path, their_home: str, home: str, python: str
-) -> tuple[subprocess.Popen[bytes], str]:
-    """TorchServe's Java frontend with the workers of `home`: its process and its inference API.
-
-    Started without its launcher, which would always choose its own home and interpreter.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    ports = [free_port() for _ in range(5)]
-    lines = {
-        "inference_address": f"http://127.0.0.1:{ports[0]}",
-        "management_address": f"http://127.0.0.1:{ports[1]}",
-        "metrics_address": f"http://127.0.0.1:{ports[2]}",
-        "grpc_inference_port": str(ports[3]),
-        "grpc_management_port": str(ports[4]),
-        "default_workers_per_model": "1",
-        "metrics_config": str(ROOT / "ts" / "configs" / "metrics.yaml"),
-    }
-    config = folder / "config.properties"
-    config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-    (folder / "tmp").mkdir()
-    environment = {**os.environ, "TEMP": str(folder / "tmp"), "TMPDIR": str(folder / "tmp")}
-    environment.pop("PYTHONPATH", None)
-    command = ["java", f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={folder / 'tmp'}"]
-    command += ["-cp", f".:{their_home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
-    command += ["--python", python, "-f", str(config), "-s", str(store), "-ncs"]
-    command += ["--disable-token-auth", "-m", *(f"{name}={name}.mar" for name in HANDLERS)]
-    with (folder / "server.log").open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output
-        )
-
-    def has_ready_workers() -> bool:
-        try:
-            listed = requests.get(f"http://127.0.0.1:{ports[1]}/models", timeout=5).json()["models"]
-            described = [
-                requests.get(
-                    f"http://127.0.0.1:{ports[1]}/models/{model['modelName']}", timeout=5
-                ).json()[0]
-                for model in listed
-            ]
-        except requests.RequestException:
-            return False
-        return bool(described) and all(
-            worker["status"] == "READY" for model in described for worker in model["workers"]
-        )
-
-    wait_until(has_ready_workers, 120, f"TorchServe; its log: {folder / 'server.log'}")
-    return process, f"http://127.0.0.1:{ports[0]}"
-
-
-def stop_tree(process: subprocess.Popen[bytes]) -> None:
-    tree = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(True))]
-    members = [psutil.Process(pid) for pid in tree if psutil.pid_exists(pid)]
-    for member in members:
-        member.terminate()
-    _, alive = psutil.wait_procs(members, timeout=20)
-    for member in alive:
-        member.kill()
-    process.wait(20)
-
-
 def test_our_worker_answers_behind_their_frontend(
     filled_store: Path, tmp_path: Path, their_home: str
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "ts").symlink_to(ROOT / "ts")
-    process, inference = run_their_server(
-        tmp_path / "server", filled_store, their_home, str(home), sys.executable
+    theirs = start_their_server(
+        *(tmp_path / "server", filled_store, their_home, HANDLERS),
+        home=str(home),
+        python=sys.executable,
     )
     try:
         workers = [
             child.cmdline()
-            for child in psutil.Process(process.pid).children(recursive=True)
+            for child in psutil.Process(theirs.process.pid).children(recursive=True)
             if any("model_service_worker" in part for part in child.cmdline())
         ]
         assert len(workers) == len(HANDLERS)
         assert all(command[0] == sys.executable for command in workers), workers
-        check_answers(inference)
+        check_answers(theirs.inference)
     finally:
-        stop_tree(process)
+        theirs.stop()
 
 
 def test_our_archives_load_in_theirs(
     filled_store: Path, tmp_path: Path, their_home: str, their_python: Path
 ) -> None:
-    process, inference = run_their_server(
-        tmp_path / "server", filled_store, their_home, their_home, str(their_python)
+    theirs = start_their_server(
+        *(tmp_path / "server", filled_store, their_home, HANDLERS),
+        home=their_home,
+        python=str(their_python),
     )
     try:
-        check_answers(inference)
+        check_answers(theirs.inference)
     finally:
-        stop_tree(process)
+        theirs.stop()
 
 
 def test_their_archives_load_in_ours(tmp_path: Path, their_python: Path) -> None:
@@ -256,3 +185,101 @@ def test_the_archivers_agree(tmp_path: Path, their_python: Path) -> None:
     with zipfile.ZipFile(ours) as one, zipfile.ZipFile(theirs / "echo.mar") as other:
         assert sorted(one.namelist()) == sorted(other.namelist())
     shutil.rmtree(tmp_path / "ours")
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+def newest_snapshot(folder: Path) -> Path:
+    return max((folder / "logs" / "config").glob("*.cfg"))
+
+
+def addresses() -> dict[str, str]:
+    ports = [free_port() for _ in range(5)]
+    return {
+        "inference_address": f"http://127.0.0.1:{ports[0]}",
+        "management_address": f"http://127.0.0.1:{ports[1]}",
+        "metrics_address": f"http://127.0.0.1:{ports[2]}",
+        "grpc_inference_port": str(ports[3]),
+        "grpc_management_port": str(ports[4]),
+    }
+
+
+def start_theirs(folder: Path, store: Path, their_python: Path, their_home: str, *flags: str):
+    """TorchServe's Java frontend with its own workers, in `folder`."""
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "TEMP": str(folder / "tmp"), "TMPDIR": str(folder / "tmp")}
+    environment.pop("PYTHONPATH", None)
+    command = ["java", f"-Dmodel_server_home={their_home}", f"-Djava.io.tmpdir={folder / 'tmp'}"]
+    command += ["-cp", f".:{their_home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
+    command += ["--python", str(their_python), "-s", str(store), "--disable-token-auth", *flags]
+    with (folder / "server.log").open("wb") as output:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+
+
+def ready_workers(management: str, model: str) -> int:
+    try:
+        described = requests.get(f"{management}/models/{model}", timeout=5).json()
+    except requests.RequestException:
+        return -1
+    if not isinstance(described, list):
+        return -1
+    return [worker["status"] for worker in described[0]["workers"]].count("READY")
+
+
+def test_their_frontend_goes_on_from_our_snapshot(
+    filled_store: Path, tmp_path: Path, their_python: Path, their_home: str
+) -> None:
+    places = addresses()
+    ours = start_server(tmp_path / "ours", filled_store, has_snapshots=True, **places)
+    assert ours.register("echo.mar", initial_workers=2, batch_size=3).status_code == 200
+    assert ours.register("ids.mar").status_code == 200
+    assert ours.stop() == 0
+    snapshot = newest_snapshot(ours.folder)
+    process = start_theirs(
+        tmp_path / "theirs", filled_store, their_python, their_home, "-f", str(snapshot), "-ncs"
+    )
+    try:
+        management = places["management_address"]
+        wait_until(
+            lambda: ready_workers(management, "echo") == 2,
+            120,
+            f"TorchServe; its log: {tmp_path / 'theirs' / 'server.log'}",
+        )
+        (described,) = requests.get(f"{management}/models/echo", timeout=20).json()
+        assert described["batchSize"] == 3
+        assert ready_workers(management, "ids") == 0
+        inference = places["inference_address"]
+        answer = requests.post(f"{inference}/predictions/echo", data=b"x", timeout=60)
+        assert answer.content == b"x"
+    finally:
+        stop_tree(process)
+
+
+def test_our_frontend_goes_on_from_their_snapshot(
+    filled_store: Path, tmp_path: Path, their_python: Path, their_home: str
+) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    places = addresses()
+    config = folder / "start.properties"
+    lines = {**places, "default_workers_per_model": "2", "enable_model_api": "true"}
+    config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    process = start_theirs(
+        folder, filled_store, their_python, their_home, "-f", str(config), "-m", "echo=echo.mar"
+    )
+    try:
+        management = places["management_address"]
+        wait_until(lambda: ready_workers(management, "echo") == 2, 120, f"{folder / 'server.log'}")
+        assert requests.post(f"{management}/models?url=ids.mar", timeout=60).status_code == 200
+        wait_until(lambda: b"ids" in newest_snapshot(folder).read_bytes(), 20, "their snapshot")
+    finally:
+        stop_tree(process)
+    ours = start_server(folder, filled_store, goes_on=True)
+    try:
+        assert ours.management == places["management_address"]
+        ours.wait_ready("echo", 2)
+        assert ours.predict("echo", b"x").content == b"x"
+        ours.wait_ready("ids", 2)
+    finally:
+        assert ours.stop() == 0

@@ -8,7 +8,7 @@ slip of the pen.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -69,6 +69,16 @@ class ModelFileConfig(msgspec.Struct, frozen=True, kw_only=True):
     sequence_timeout_ms: int | None = None  # 0: no limit
     max_sequence_job_queue_size: int | None = None
     max_num_sequence: int | None = None
+    batching: str | None = None  # "dynamic" or "adaptive"
+    target_latency_ms: int | None = None
+    idempotent: bool | None = None
+    worker_death_retries: int | None = None
+    isolate_batch_failures: bool | None = None
+    ping_timeout_s: int | None = None
+    cancel_grace_s: int | None = None  # 0: no limit, here and below
+    max_worker_requests: int | None = None
+    max_worker_age_s: int | None = None
+    max_worker_memory_mb: int | None = None
     inputs: tuple[TensorSpec, ...] | None = None
     outputs: tuple[TensorSpec, ...] | None = None
 
@@ -183,6 +193,18 @@ _KEYS = {
     "sequenceTimeoutMSec": _Key("sequence_timeout_ms", _integer(" (milliseconds)")),
     "maxSequenceJobQueueSize": _Key("max_sequence_job_queue_size", _integer(minimum=1)),
     "maxNumSequence": _Key("max_num_sequence", _integer(minimum=1)),
+    # Ours: how batches are formed.
+    "batching": _Key("batching", _one_of("dynamic", "adaptive")),
+    "targetLatency": _Key("target_latency_ms", _integer(" (milliseconds)", minimum=1)),
+    # Ours: requests whose worker fails, and workers that are replaced.
+    "idempotent": _Key("idempotent", _boolean),
+    "workerDeathRetries": _Key("worker_death_retries", _integer()),
+    "isolateBatchFailures": _Key("isolate_batch_failures", _boolean),
+    "workerPingTimeoutInSec": _Key("ping_timeout_s", _integer(" (seconds)", minimum=1)),
+    "cancelGraceInSec": _Key("cancel_grace_s", _integer(" (seconds)")),
+    "maxWorkerRequests": _Key("max_worker_requests", _integer()),
+    "maxWorkerAgeInSec": _Key("max_worker_age_s", _integer(" (seconds)")),
+    "maxWorkerMemoryInMB": _Key("max_worker_memory_mb", _integer(" (MiB)")),
     # Ours: what the Open Inference API tells of the model and holds requests to.
     "inputs": _Key("inputs", _tensors),
     "outputs": _Key("outputs", _tensors),
@@ -199,7 +221,7 @@ def parse_model_config(text: str, source: str) -> tuple[ModelFileConfig | None, 
         size = f"{len(text)} characters, more than {MAX_CONFIG_BYTES}"
         return None, [f"{source}: ignored, since it has {size}."]
     try:
-        content = _BoundedLoader(text).get_single_data()
+        content, lines = _BoundedLoader(text).read()
     except RecursionError:
         return None, [f"{source}: ignored, since it is nested too deeply."]
     # PyYAML lets KeyError, IndexError and more out of its constructors for odd scalars.
@@ -212,16 +234,43 @@ def parse_model_config(text: str, source: str) -> tuple[ModelFileConfig | None, 
         return None, [f"{source}: ignored, since it is not a map of keys to values."]
 
     warnings: list[str] = []
-    values = _read_keys(content, _KEYS, source, warnings)
-    _warn_of_near_misses(content, source, warnings)
+    places = _Places(source, lines)
+    values = _read_keys(content, _KEYS, places, warnings)
+    _warn_of_near_misses(content, places, warnings)
     if "torchrun" in content:
-        values["torchrun"] = _read_torchrun(content["torchrun"], source, warnings)
-    _settle_parallel_level(values, source, warnings)
+        values["torchrun"] = _read_torchrun(content["torchrun"], places, warnings)
+    _settle_parallel_level(values, places, warnings)
     return ModelFileConfig(**values), warnings
 
 
+def stated_values(config: ModelFileConfig) -> dict[str, Any]:
+    """What the file says, under the names that its keys have there, as values for JSON."""
+    values: dict[str, Any] = msgspec.to_builtins(config)
+    if torchrun := values.pop("torchrun"):
+        torchrun = {name: torchrun[key.field] for name, key in _TORCHRUN_KEYS.items()}
+    values = {name: values[key.field] for name, key in _KEYS.items()} | {"torchrun": torchrun}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class _Places(NamedTuple):
+    """Where the keys of the file stand, for the warnings."""
+
+    source: str
+    lines: Mapping[tuple[str, ...], int]
+    above: tuple[str, ...] = ()
+
+    def of(self, name: str) -> str:
+        """`model-config.yaml:3`, with the map that the key is in."""
+        line = self.lines.get((*self.above, name))
+        where = self.source if line is None else f"{self.source}:{line}"
+        return ": ".join((where, *self.above))
+
+    def below(self, name: str) -> _Places:
+        return self._replace(above=(*self.above, name))
+
+
 def _read_keys(
-    content: dict[Any, Any], keys: dict[str, _Key], source: str, warnings: list[str]
+    content: dict[Any, Any], keys: dict[str, _Key], places: _Places, warnings: list[str]
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, key in keys.items():
@@ -231,45 +280,54 @@ def _read_keys(
         try:
             values[key.field] = key.read(value)
         except _Refused as expected:
-            warnings.append(f"{source}: {name} should be {expected}, not {_show(value)}; ignored.")
+            warnings.append(
+                f"{places.of(name)}: {name} should be {expected}, not {_show(value)}; ignored."
+            )
     return values
 
 
-def _read_torchrun(value: Any, source: str, warnings: list[str]) -> TorchRunConfig | None:
+def _read_torchrun(value: Any, places: _Places, warnings: list[str]) -> TorchRunConfig | None:
     if not isinstance(value, dict):
-        warnings.append(f"{source}: torchrun should be a map, not {_show(value)}; ignored.")
+        warnings.append(
+            f"{places.of('torchrun')}: torchrun should be a map, not {_show(value)}; ignored."
+        )
         return None
+    inner = places.below("torchrun")
     for name in value:
         if name not in _TORCHRUN_KEYS:
-            warnings.append(f"{source}: torchrun: unsupported parameter {_show(name)}; ignored.")
-    return TorchRunConfig(**_read_keys(value, _TORCHRUN_KEYS, f"{source}: torchrun", warnings))
+            near = difflib.get_close_matches(str(name)[:64], _TORCHRUN_KEYS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            where = inner.of(name) if isinstance(name, str) else inner.of("")
+            warnings.append(f"{where}: unsupported parameter {_show(name)}; ignored.{hint}")
+    return TorchRunConfig(**_read_keys(value, _TORCHRUN_KEYS, inner, warnings))
 
 
-def _settle_parallel_level(values: dict[str, Any], source: str, warnings: list[str]) -> None:
+def _settle_parallel_level(values: dict[str, Any], places: _Places, warnings: list[str]) -> None:
     """One answer to how many ranks a worker has, whatever the order of the keys in the file."""
     torchrun: TorchRunConfig | None = values.get("torchrun")
     level = values.get("parallel_level")
+    where = places.of("torchrun" if level is None else "parallelLevel")
     if torchrun is not None:
         if level not in (None, torchrun.nproc_per_node):
             warnings.append(
-                f"{source}: parallelLevel {level} gives way to torchrun's nproc-per-node"
+                f"{where}: parallelLevel {level} gives way to torchrun's nproc-per-node"
                 f" {torchrun.nproc_per_node}, the number of processes that are started."
             )
         level = torchrun.nproc_per_node
     if level is not None and values.get("parallel_type") is None:
-        warnings.append(f"{source}: parallelLevel has no effect without parallelType.")
+        warnings.append(f"{where}: parallelLevel has no effect without parallelType.")
         level = None
     values["parallel_level"] = level
 
 
-def _warn_of_near_misses(content: dict[Any, Any], source: str, warnings: list[str]) -> None:
+def _warn_of_near_misses(content: dict[Any, Any], places: _Places, warnings: list[str]) -> None:
     known = {_fold(name): name for name in (*_KEYS, "torchrun")}
     for name in content:
         if not isinstance(name, str) or name in _KEYS or name == "torchrun" or len(name) > 64:
             continue
         for near in difflib.get_close_matches(_fold(name), known, n=1, cutoff=_NEAR_MISS):
             warnings.append(
-                f"{source}: unknown key {name!r} is left to the handler;"
+                f"{places.of(name)}: unknown key {name!r} is left to the handler;"
                 f" did you mean {known[near]!r}?"
             )
 
@@ -287,6 +345,17 @@ def _show(value: Any) -> str:
     return f"{text if len(text) <= 40 else text[:37] + '...'} ({kind})"
 
 
+def _key_lines(node: yaml.Node, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    lines: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                lines[(*above, key.value)] = key.start_mark.line + 1
+                if not above:
+                    lines.update(_key_lines(value, (key.value,)))
+    return lines
+
+
 class _BoundedLoader(yaml.SafeLoader):
     """SafeLoader that stops counting on the good will of aliases and merge keys.
 
@@ -297,6 +366,16 @@ class _BoundedLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._aliases = 0
+
+    def read(self) -> tuple[Any, dict[tuple[str, ...], int]]:
+        """The document, and the line (from 1) of each key of its map and of the maps in it."""
+        try:
+            node = self.get_single_node()
+            if node is None:
+                return None, {}
+            return self.construct_document(node), _key_lines(node)
+        finally:
+            self.dispose()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
+from ts_frontend.archive.checksums import ChecksumList
 from ts_frontend.archive.fetch import (
     CancelToken,
     Fetcher,
@@ -32,6 +33,8 @@ from ts_frontend.archive.unpack import ArchiveLimits, unpack
 from ts_frontend.core.errors import (
     ArchiveDownloadFailed,
     ArchiveStorageFailed,
+    ErrorKind,
+    InvalidModel,
     ModelNotFound,
 )
 
@@ -52,6 +55,9 @@ class ModelStore:
     directory: the model store, None if the server has none.
     temp_dir: exists; `models/` below it is the store's.
     allowed_urls: patterns that a URL to download has to match as a whole, in any case.
+    checksums: only what it lists is opened; None: everything.
+    is_taken_name_a_conflict: a download whose name is taken is refused as the client's fault; else
+        as a failure of the server, like TorchServe.
     resolve: (host, port) -> addresses; for tests.
     """
 
@@ -63,6 +69,8 @@ class ModelStore:
         *,
         limits: ArchiveLimits | None = None,
         fetch: FetchSettings | None = None,
+        checksums: ChecksumList | None = None,
+        is_taken_name_a_conflict: bool = True,
         resolve: Callable[[str, int], Sequence[str]] | None = None,
     ) -> None:
         """Raises ValueError for a pattern that is no regular expression."""
@@ -70,7 +78,11 @@ class ModelStore:
         self._models_dir = os.path.join(os.path.abspath(temp_dir), "models")
         self._rules = UrlRules(allowed_urls)
         self._limits = limits or ArchiveLimits()
+        self._checksums = checksums
+        self._taken_kind = ErrorKind.CONFLICT if is_taken_name_a_conflict else ErrorKind.INTERNAL
         self._fetcher = Fetcher(self._rules, fetch or FetchSettings(), resolve)
+        # Told of each work directory before it is made, so that it can be found if we are killed.
+        self.on_work_path: Callable[[str], None] = lambda path: None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="model-store")
         # Names in the store that a download is about to take; guarded by the lock, since every open
         # runs in a thread of its own.
@@ -124,6 +136,10 @@ class ModelStore:
                 and (entry.is_dir() or entry.name.endswith((".mar", ".model", ".tar.gz")))
             )
 
+    def has(self, name: str) -> bool:
+        """Whether `open` would find this name or path; blocks for a few looks at the disk."""
+        return self._directory is not None and bool(name) and self._find(name) is not None
+
     def _check_location(self, url: str) -> None:
         """The contract's refusals, in its order; all of them before anything is touched."""
         if self._directory is None:
@@ -156,6 +172,10 @@ class ModelStore:
             raise ModelNotFound(f"Model not found at: {_shown(url)}")
         path, file_name = found
         if os.path.isdir(path):
+            if self._checksums is not None:
+                raise InvalidModel(
+                    f"{file_name} is a folder; archive_checksums lets in archives of one file only."
+                )
             return self._link(path, url, file_name)
         return self._unpack(path, token, url, file_name, is_downloaded=False)
 
@@ -196,7 +216,8 @@ class ModelStore:
         self, path: str, token: CancelToken, url: str, file_name: str, *, is_downloaded: bool
     ) -> ModelArchive:
         target = self._new_work_path()
-        unpack(path, target, self._limits, token.check)
+        with self._verified(path, file_name, token) as verified:
+            unpack(verified, target, self._limits, token.check)
         try:
             token.check()
             return ModelArchive(
@@ -206,20 +227,35 @@ class ModelStore:
             remove_work_directory(target)
             raise
 
+    @contextmanager
+    def _verified(self, path: str, file_name: str, token: CancelToken) -> Iterator[str]:
+        """What to unpack: the archive itself, or a copy that was compared with the list."""
+        if self._checksums is None:
+            yield path
+            return
+        folder = self._new_work_path()
+        os.mkdir(folder, 0o700)
+        try:
+            copy = os.path.join(folder, "archive")
+            self._checksums.copy_verified(path, file_name, copy, token.check)
+            yield copy
+        finally:
+            remove_work_directory(folder)
+
     def _open_download(self, url: str, token: CancelToken, s3_sse_kms: bool) -> ModelArchive:
         assert self._directory is not None  # noqa: S101  # _check_location
         name = _download_name(url)
         target = os.path.join(self._directory, name)
         with self._name_reserved(name):
             if os.path.lexists(target):
-                raise _name_taken(name)
+                raise self._name_taken(name)
             partial = os.path.join(self._directory, f".{secrets.token_hex(16)}.part")
             self._fetcher.fetch(url, partial, token, s3_sse_kms=s3_sse_kms)
             try:
                 # Judged before it gets its name, so that a refused archive was never in the store.
                 archive = self._unpack(partial, token, url, name, is_downloaded=True)
                 try:
-                    _give_name(partial, target, name)
+                    self._give_name(partial, target, name)
                 except BaseException:
                     archive.discard()
                     raise
@@ -228,11 +264,26 @@ class ModelStore:
                 with suppress(FileNotFoundError):
                     os.unlink(partial)
 
+    def _name_taken(self, name: str) -> ArchiveStorageFailed:
+        return ArchiveStorageFailed(f"Model file already exists {name}", self._taken_kind)
+
+    def _give_name(self, partial: str, target: str, name: str) -> None:
+        """Move the complete file to its name, unless somebody else took the name meanwhile."""
+        try:
+            os.link(partial, target)
+        except FileExistsError as error:
+            raise self._name_taken(name) from error
+        except OSError:
+            # Some network file systems have no hard links; then a small race is left to luck.
+            if os.path.lexists(target):
+                raise self._name_taken(name) from None
+            os.rename(partial, target)
+
     @contextmanager
     def _name_reserved(self, name: str) -> Iterator[None]:
         with self._lock:
             if name in self._reserved:
-                raise _name_taken(name)
+                raise self._name_taken(name)
             self._reserved.add(name)
         try:
             yield
@@ -241,7 +292,9 @@ class ModelStore:
                 self._reserved.discard(name)
 
     def _new_work_path(self) -> str:
-        return os.path.join(self._models_dir, secrets.token_hex(16))
+        path = os.path.join(self._models_dir, secrets.token_hex(16))
+        self.on_work_path(path)
+        return path
 
     @contextmanager
     def _work_directory(self) -> Iterator[str]:
@@ -284,20 +337,3 @@ def _download_name(url: str) -> str:
 def _shown(url: str) -> str:
     """A location for a message; a plain path has no credentials to hide."""
     return redact(url) if _ANY_SCHEME.match(url) else url
-
-
-def _name_taken(name: str) -> ArchiveStorageFailed:
-    return ArchiveStorageFailed(f"Model file already exists {name}")
-
-
-def _give_name(partial: str, target: str, name: str) -> None:
-    """Move the complete file to its name, unless somebody else took the name meanwhile."""
-    try:
-        os.link(partial, target)
-    except FileExistsError as error:
-        raise _name_taken(name) from error
-    except OSError:
-        # Some network file systems have no hard links; then a small race is left to luck.
-        if os.path.lexists(target):
-            raise _name_taken(name) from None
-        os.rename(partial, target)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
-import re
 import socket
 import ssl as tls
 import stat
@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
-from ts_frontend.core.errors import InvalidArgument, ServingError
+from ts_frontend.core.errors import ServingError
 from ts_frontend.http.access_log import AccessEntry, AccessLog
-from ts_frontend.http.connection import HttpConnection
+from ts_frontend.http.connection import BodyPlaces, HttpConnection
 from ts_frontend.http.request import (
     HeaderBlocks,
     Headers,
@@ -34,15 +34,14 @@ from ts_frontend.http.request import (
     status_line,
 )
 from ts_frontend.http.router import Router
+from ts_frontend.settings.addresses import Address
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 SWEEP_INTERVAL_S = 1.0
+LAST_CALL_S = 0.5  # for idle connections when the server stops
 
-_ADDRESS = re.compile(
-    r"(?P<scheme>https?)://(?P<host>[^:^/]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]+))?"
-    r"|unix:(?P<path>/.*)",
-    re.IGNORECASE,
-)
 _TLS_HANDSHAKE_RECORD = 0x16  # RFC 8446, 5.1
 
 _HTTPS_ONLY = b'{\n  "status": "This TorchServe instance only accepts HTTPS requests"\n}\n'
@@ -50,40 +49,6 @@ _HTTPS_ONLY = b'{\n  "status": "This TorchServe instance only accepts HTTPS requ
 
 class BindFailed(ServingError):
     """The address cannot be listened on: taken, not ours, or not permitted."""
-
-
-class Address(NamedTuple):
-    """Where a listener listens: a host and port, or the path of a Unix socket."""
-
-    scheme: str  # "http", "https" or "unix"
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.scheme == "unix":
-            return f"unix:{self.path}"
-        return f"{self.scheme}://{self.host}:{self.port}"
-
-
-def parse_address(text: str, default_port: int = 80, default_tls_port: int = 443) -> Address:
-    """Read `http://host[:port]`, `https://host[:port]` or `unix:/path`.
-
-    Beyond TorchServe's grammar an IPv6 address may stand in brackets.
-    Raises InvalidArgument.
-    """
-    parsed = _ADDRESS.fullmatch(text)
-    if parsed is None:
-        raise InvalidArgument(f"Invalid binding address: {text}")
-    if parsed["path"]:
-        return Address("unix", path=parsed["path"])
-    scheme = parsed["scheme"].lower()
-    port = default_tls_port if scheme == "https" else default_port
-    if parsed["port"]:
-        port = int(parsed["port"][:6])
-    if port >= 65535:
-        raise InvalidArgument(f"Invalid port number: {parsed['port']}")
-    return Address(scheme, parsed["host"].strip("[]"), port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +82,13 @@ class Listener:
     """Accepts connections on one address and serves them with one router.
 
     ssl: required for an https address, refused for others.
+    socket_mode: permissions of a Unix socket.
     headers: further header lines of every answer, such as the configured CORS ones; an answer that
         sets one of them itself keeps its own.
-    on_response: called with the status and the seconds of every answer except the bare 413 and 417.
+    too_large: the JSON body of a 413, known before any request; empty: none, as with TorchServe.
+    on_response: called with the status and the seconds of every answer except 413 and 417.
     transport_error: gives the body for a fault below the routes from (status, message).
+    bodies: where large request bodies are put, in place of memory of this process alone.
     """
 
     def __init__(
@@ -130,10 +98,13 @@ class Listener:
         limits: HttpLimits | None = None,
         *,
         ssl: tls.SSLContext | None = None,
+        socket_mode: int = 0o600,
         headers: Headers = (),
+        too_large: bytes = b"",
         access_log: AccessLog | None = None,
         on_response: Callable[[int, float], None] | None = None,
         transport_error: Callable[[int, str], bytes] = plain_transport_error,
+        bodies: BodyPlaces | None = None,
     ) -> None:
         if (ssl is not None) != (address.scheme == "https"):
             raise ValueError(f"TLS settings do not fit the address {address}")
@@ -143,11 +114,17 @@ class Listener:
         self.limits = limits if limits is not None else HttpLimits()
         self.header_blocks = HeaderBlocks.build(headers)
         self.transport_error = transport_error
+        self.too_large = (_too_large(too_large, b""), _too_large(too_large, b"connection: close"))
+        self.bodies = bodies
         self.is_observed = access_log is not None or on_response is not None
         self.small_read_bytes = min(
             self.limits.max_request_line_bytes, self.limits.max_header_bytes
         )
+        # Asked before a body that did not come with its head is read: None, or the head of the bare
+        # answer that refuses it, without the empty line at its end.
+        self.refuse_body: Callable[[int], bytes | None] | None = None
         self._ssl = ssl
+        self._socket_mode = socket_mode
         self._access_log = access_log
         self._on_response = on_response
         self._sweep_interval_s = min(
@@ -160,7 +137,8 @@ class Listener:
 
         # While it runs
         self.now_s = time.monotonic()  # as of the last sweep; close enough for time limits
-        self.is_stopping = False
+        self.is_stopping = False  # every answer is its connection's last
+        self._turns_away = False  # connections that the loop had accepted come too late now
         self.connections: set[HttpConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -169,6 +147,7 @@ class Listener:
         self._socket: socket.socket | None = None
         self._socket_file = 0  # inode of a Unix socket
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._lacks_descriptors = False
         self._emptied: asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -206,15 +185,20 @@ class Listener:
         """Stop accepting, let running answers end for `grace_s` seconds, then cut what is left."""
         if self._socket is None:
             return
+        if self._server is not None:
+            await self._accept_waiting(self._socket)
         self.is_stopping = True
         await self._stop_accepting()
+        # A client may be sending its next request just now: closing under it would lose that.
+        # Answers tell their clients to close from now on, so most connections end by themselves.
+        last_call_s = min(grace_s, LAST_CALL_S)
+        if self.connections and last_call_s > 0:
+            await self._wait_emptied(last_call_s)
+        self._turns_away = True
         for connection in list(self.connections):
             connection.shut()
         if self.connections and grace_s > 0:
-            self._emptied.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace_s):
-                    await self._emptied.wait()
+            await self._wait_emptied(grace_s - last_call_s)
         for connection in list(self.connections):
             connection.cut()
         for task in self.tasks:
@@ -228,11 +212,18 @@ class Listener:
             self._sweep_timer = None
         self._socket = None
 
+    async def _wait_emptied(self, timeout_s: float) -> None:
+        """Until the last connection has ended, or the time is over."""
+        self._emptied.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._emptied.wait()
+
     # Sockets
 
     async def _bind(self) -> socket.socket:
         if self.address.scheme == "unix":
-            return _bind_unix(self.address.path)
+            return _bind_unix(self.address.path, self._socket_mode)
         found = await asyncio.get_running_loop().getaddrinfo(
             self.address.host, self.address.port, type=socket.SOCK_STREAM
         )
@@ -248,6 +239,17 @@ class Listener:
             raise
         return sock
 
+    async def _accept_waiting(self, listening: socket.socket) -> None:
+        """Take in who has connected already; closing the listening socket would reset them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = listening.accept()
+            except OSError:  # nobody waits, or there is no descriptor
+                return
+            sock.setblocking(False)
+            await loop.connect_accepted_socket(lambda: HttpConnection(self), sock)
+
     async def _stop_accepting(self) -> None:
         if self._acceptor is not None:
             self._acceptor.cancel()
@@ -256,6 +258,10 @@ class Listener:
             if self._socket is not None:
                 self._socket.close()
         if self._server is not None:
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    # The loop closes it a turn later; who connected meanwhile would be reset.
+                    self._socket.shutdown(socket.SHUT_RDWR)
             self._server.close()
             self._server = None
         for task in self._handshakes:
@@ -271,9 +277,9 @@ class Listener:
 
     def admit(self, connection: HttpConnection) -> bool:
         """Take a new connection in; False if there are too many."""
-        is_admitted = len(self.connections) < self.limits.max_connections and not self.is_stopping
+        has_room = len(self.connections) < self.limits.max_connections
         self.connections.add(connection)
-        return is_admitted
+        return has_room and not self._turns_away
 
     def dismiss(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
@@ -303,6 +309,27 @@ class Listener:
         self.now_s = now_s = time.monotonic()
         for connection in list(self.connections):
             connection.check_time(now_s)
+        self._check_descriptors()
+
+    def _check_descriptors(self) -> None:
+        """Say so when no descriptor is left: the loop closes new connections without a word."""
+        if self._socket is None:
+            return
+        try:
+            os.close(os.dup(self._socket.fileno()))
+        except OSError as error:
+            if not self._lacks_descriptors:
+                logger.error(
+                    "%s: new clients are turned away: %s. Allow more (ulimit -n) or fewer "
+                    "connections (max_connections).",
+                    self.address,
+                    error.strerror,
+                )
+            self._lacks_descriptors = True
+            return
+        if self._lacks_descriptors:
+            logger.warning("%s: there is room for new clients again.", self.address)
+        self._lacks_descriptors = False
 
     # TLS
 
@@ -370,7 +397,7 @@ async def _peek(sock: socket.socket) -> bytes:
     return sock.recv(1, socket.MSG_PEEK)
 
 
-def _bind_unix(path: str) -> socket.socket:
+def _bind_unix(path: str, mode: int) -> socket.socket:
     """A socket bound to a path.
 
     A socket that a former process left there is removed, any other file is not.
@@ -381,11 +408,20 @@ def _bind_unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
+        os.chmod(path, mode)  # nobody can connect before it listens
         sock.setblocking(False)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _too_large(body: bytes, header: bytes) -> bytes:
+    headers = [header] if header else []
+    if body:
+        headers.append(b"content-type: application/json")
+    lines = [b"HTTP/1.1 413 Request Entity Too Large", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join([*lines, b"", body])
 
 
 class _HttpsOnly(asyncio.Protocol):

@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="models to load: [name=]location, or all"
     )
-    parser.add_argument("--log-config", metavar="FILE", help="log configuration")
+    parser.add_argument("--log-config", metavar="FILE", help="log levels: lines of logger=LEVEL")
     parser.add_argument(
         "--cpp-log-config", metavar="FILE", help="log configuration of the C++ backend"
     )
@@ -42,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--enable-model-api", action="store_true", help="allow models to be registered at run time"
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="print the effective configuration and end"
     )
     parser.add_argument("--ready-fd", type=int, metavar="FD", help=argparse.SUPPRESS)
     return parser

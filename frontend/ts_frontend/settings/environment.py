@@ -57,16 +57,42 @@ def environment_warnings(
                 switch = "use_env_allowed_urls"
             yield f"The environment variable {name} is ignored: the file has no {switch}=true."
         # Applications have TS_ variables of their own, so only a near miss is worth a word.
-        elif name.startswith("TS_") and (near := get_close_matches(name, by_variable, 1, 0.9)):
+        elif (
+            name.startswith("TS_")
+            and name not in TOKEN_KEYS.values()
+            and (near := get_close_matches(name, by_variable, 1, 0.9))
+        ):
             yield f"The environment variable {name} is not a setting; did you mean {near[0]}?"
 
 
+# The keys of token authorization: for the frontend alone, whatever blacklist_env_vars says.
+TOKEN_KEYS = {
+    "management": "TS_MANAGEMENT_KEY",
+    "inference": "TS_INFERENCE_KEY",
+    "API": "TS_API_KEY",
+}
+_AWS = re.compile(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION)")
+
+
 def worker_environment(environ: Mapping[str, str], hidden_names: str) -> dict[str, str]:
-    """What workers inherit: all variables but those whose whole name matches `hidden_names`."""
-    if not hidden_names:
-        return dict(environ)
-    pattern = re.compile(hidden_names)
-    return {name: value for name, value in environ.items() if not pattern.fullmatch(name)}
+    """What workers inherit: all variables but the keys of token authorization and those whose
+    whole name matches `hidden_names`.
+    """
+    hidden = re.compile(hidden_names) if hidden_names else None
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in TOKEN_KEYS.values() and not (hidden and hidden.fullmatch(name))
+    }
+
+
+def secret_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the frontend itself needs: the keys of token authorization, AWS credentials."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if value and (name in TOKEN_KEYS.values() or _AWS.fullmatch(name))
+    }
 
 
 def find_temp_dir(environ: Mapping[str, str]) -> str:

@@ -9,14 +9,14 @@ All problems are collected, so that a person corrects them in one go.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ts_frontend.settings import environment
+from ts_frontend.settings import checks, environment
 from ts_frontend.settings.arguments import build_parser, setting_values
 from ts_frontend.settings.properties import PropertiesError, Property, decode_text, parse_properties
 from ts_frontend.settings.settings import (
@@ -56,6 +56,9 @@ def load_settings(
         arguments.ts_config, arguments.no_config_snapshots, environ, cwd, log_location
     )
     warnings: list[str] = []
+    is_named = environ.get("TS_CONFIG_FILE") or arguments.ts_config
+    if config_file and not is_named and _SNAPSHOT_NAME.search(config_file):
+        warnings += _overlooked(config_file, cwd, arguments.models)
     entries = _read_file(config_file, warnings) if config_file else []
     from_file = {
         entry.key: _Value(entry.value, f"{config_file}:{entry.line}")
@@ -79,13 +82,13 @@ def load_settings(
         {key: _Value(text, f"env {name}") for key, (text, name) in from_environment.items()}
     )
     values = _read_values(merged, environ, problems, warnings)
-    for key, (text, origin) in merged.items():
-        if key in values and KEYS[key].is_path and text:
+    for key in merged:
+        if key in values and KEYS[key].is_path:
             values[key] = os.path.join(cwd, values[key])
-        if key in values and key in ("blacklist_env_vars", "allowed_urls"):
-            _check_patterns(key, values[key], origin, problems)
+    _check(values, merged, problems, warnings)
     if problems:
         raise ConfigurationError(*problems)
+    log_config = _existing_file("--log-config", arguments.log_config, cwd)
 
     if not values.get("model_server_home"):
         values["model_server_home"] = os.path.join(cwd, environment.find_home(environ))
@@ -103,7 +106,8 @@ def load_settings(
         temp_dir=environment.find_temp_dir(environ),
         log_location=log_location,
         metrics_location=os.path.join(cwd, environ.get("METRICS_LOCATION") or "logs"),
-        log_config=_existing_file("--log-config", arguments.log_config, cwd),
+        log_config=log_config,
+        log_levels=_read_log_levels(log_config, warnings) if log_config else {},
         no_config_snapshots=arguments.no_config_snapshots,
         ready_fd=arguments.ready_fd,
         config_file=config_file,
@@ -112,8 +116,44 @@ def load_settings(
         worker_environment=environment.worker_environment(
             environ, values.get("blacklist_env_vars", "")
         ),
+        secret_environment=environment.secret_environment(environ),
         origins={key: value.origin for key, value in merged.items()},
     )
+
+
+def _check(
+    values: dict[str, Any],
+    merged: Mapping[str, _Value],
+    problems: list[str],
+    warnings: list[str],
+) -> None:
+    """What the type of a value does not say; corrects `values` where a warning says so."""
+
+    def origin(key: str) -> str:
+        return merged[key].origin if key in merged else "default"
+
+    one_by_one: dict[str, Callable[[Any], None]] = {
+        "blacklist_env_vars": lambda pattern: checks.check_patterns([pattern]),
+        "allowed_urls": checks.check_patterns,
+        "unix_socket_mode": checks.check_mode,
+        "inference_address": lambda text: checks.check_address("inference_address", text),
+        "management_address": lambda text: checks.check_address("management_address", text),
+        "metrics_address": lambda text: checks.check_address("metrics_address", text),
+    }
+    for key, check in one_by_one.items():
+        try:
+            check(values.get(key, KEYS[key].default))
+        except ValueError as error:
+            problems.append(f"{error} ({key} in {origin(key)})")
+    if "models" in values:
+        warnings += (
+            f"{origin('models')}: {warning}" for warning in checks.model_warnings(values["models"])
+        )
+        values["models"] = checks.usable_models(values["models"])
+    if not problems:
+        found = checks.combination_problems(lambda key: values.get(key, KEYS[key].default), origin)
+        problems += found[0]
+        warnings += found[1]
 
 
 def _find_config_file(
@@ -134,6 +174,15 @@ def _find_config_file(
     return local if os.path.isfile(local) else None
 
 
+def _overlooked(snapshot: str, cwd: str, models: Sequence[str] | None) -> Iterator[str]:
+    """What a person may expect to count, and which does not where a snapshot goes before it."""
+    remedy = "start with --no-config-snapshots, or name the configuration with --ts-config."
+    if models:
+        yield f"--models is not used: the models are those of the snapshot {snapshot}; {remedy}"
+    if os.path.isfile(os.path.join(cwd, "config.properties")):
+        yield f"config.properties is not read: the snapshot {snapshot} goes before it; {remedy}"
+
+
 def _newest_snapshot(folder: str) -> str | None:
     """By the time in the name: a copied folder has modification times in any order."""
     try:
@@ -151,6 +200,47 @@ def _existing_file(flag: str, path: str | None, cwd: str) -> str | None:
     if not os.path.isfile(full):
         raise ConfigurationError(f"{flag} file not found: {path}")
     return full
+
+
+_LEVELS = {
+    "TRACE": logging.DEBUG,
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARN": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "FATAL": logging.CRITICAL,
+    "OFF": logging.CRITICAL + 1,
+}
+
+
+def _read_log_levels(path: str, warnings: list[str]) -> dict[str, int]:
+    """Lines of `logger=LEVEL`. TorchServe's own files are answered with what to write instead."""
+    try:
+        with open(path, "rb") as file:
+            text = decode_text(file.read())
+        entries = [] if text.lstrip().startswith("<") else parse_properties(text)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except PropertiesError as error:
+        raise ConfigurationError(f"{path}:{error.line}: {error.reason}") from error
+    if text.lstrip().startswith("<") or any(entry.key.startswith("log4j") for entry in entries):
+        warnings.append(
+            f"--log-config {path} is for log4j, TorchServe's Java logging, and has no effect. "
+            "Write lines of logger=LEVEL instead, such as root=DEBUG or ACCESS_LOG=WARN; "
+            "LOG_LOCATION and METRICS_LOCATION choose the folders (docs/configuration.md)."
+        )
+        return {}
+    levels = {}
+    for entry in entries:
+        level = _LEVELS.get(entry.value.strip().upper())
+        if level is None:
+            warnings.append(
+                f"{path}:{entry.line}: {entry.value!r} is not a level"
+                f"{checks.did_you_mean(entry.value, _LEVELS)}"
+            )
+            continue
+        levels["" if entry.key == "root" else entry.key] = level
+    return levels
 
 
 def _read_file(path: str, warnings: list[str]) -> list[Property]:
@@ -174,12 +264,9 @@ def _read_file(path: str, warnings: list[str]) -> list[Property]:
 def _unknown_keys(from_file: Mapping[str, _Value], warnings: list[str]) -> dict[str, str]:
     unknown = {}
     for key, (text, origin) in from_file.items():
-        if key in KEYS:
-            continue
-        unknown[key] = text
-        near = get_close_matches(key, KEYS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        warnings.append(f"{origin}: {key} is not a known key and has no effect{hint}")
+        if key not in KEYS:
+            unknown[key] = text
+            warnings.append(f"{origin}: {checks.unknown_key(key)}")
     return unknown
 
 
@@ -200,14 +287,20 @@ def _read_values(
             value = _READERS[KEYS[name].kind](KEYS[name], text)
         except ValueError as error:
             if name in _FALLBACKS:
+                near = checks.nearest(text, KEYS[name].choices)
+                hint = f" Did you mean {near}?" if near else ""
                 warnings.append(
                     f"{origin}: {name} = {text!r} is not usable, {KEYS[name].default} is used."
+                    f"{hint}"
                 )
                 continue
             problems.append(f"{error} ({name} in {origin})")
             continue
         if KEYS[name].kind == "flag" and text.strip().lower() not in ("true", "false", ""):
-            warnings.append(f"{origin}: {name} = {text!r} means false; only `true` switches it on.")
+            warnings.append(
+                f"{origin}: {name} = {text!r} means false; only `true` switches it on"
+                f"{checks.did_you_mean(text.strip(), ('true', 'false'))}"
+            )
         if value is not None:
             values[name] = value
     return values
@@ -235,9 +328,11 @@ def _read_text(key: Key, text: str) -> str | None:
     text = text.strip()
     if key.choices:
         text = re.sub(r"\s", "", text).lower()
-        if text not in key.choices:
+        if text and text not in key.choices:
+            near = checks.nearest(text, key.choices)
             raise ValueError(
                 f'For input string: "{text}"; one of {", ".join(key.choices)} is expected'
+                + (f"; did you mean {near}?" if near else "")
             )
     # An empty value means "none", as does a key that is absent.
     return text or None
@@ -265,17 +360,17 @@ def _checked(key: Key, number: float) -> float:
         key.maximum is not None and number > key.maximum
     ):
         bounds = (
-            f"at least {key.minimum:g}"
+            f"at least {key.minimum:.15g}"
             if key.maximum is None
-            else f"{key.minimum:g} to {key.maximum:g}"
+            else f"{key.minimum:.15g} to {key.maximum:.15g}"
         )
         raise ValueError(f'For input string: "{number}"; {bounds} is expected')
     return number
 
 
-def _read_list(_key: Key, text: str) -> tuple[str, ...] | None:
+def _read_list(key: Key, text: str) -> tuple[str, ...] | None:
     items = tuple(item.strip() for item in text.split(",") if item.strip())
-    return items or DEFAULT_ALLOWED_URLS
+    return items or (DEFAULT_ALLOWED_URLS if key.name == "allowed_urls" else ())
 
 
 def _read_json(_key: Key, text: str) -> dict[str, Any]:
@@ -296,13 +391,3 @@ _READERS: Mapping[str, Callable[[Key, str], Any]] = {
     "list": _read_list,
     "json": _read_json,
 }
-
-
-def _check_patterns(
-    key: str, patterns: str | Iterable[str], origin: str, problems: list[str]
-) -> None:
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            problems.append(f"{pattern!r} is not a regular expression: {error} ({key} in {origin})")

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+# The first is the plain one; the second is what Envoy (and so Istio) tells every upstream server.
+DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
 DEFAULT_ALLOWED_URLS = ("file://.*|http(s)?://.*",)
 
 
@@ -120,9 +122,16 @@ class Settings:
         env="TS_OPEN_INFERENCE_PROTOCOL",
         env_always=True,
     )
-    cors_allowed_origin: str | None = _key(None, "Answer to CORS preflights: allowed origin.")
-    cors_allowed_methods: str | None = _key(None, "Answer to CORS preflights: allowed methods.")
-    cors_allowed_headers: str | None = _key(None, "Answer to CORS preflights: allowed headers.")
+    cors_allowed_origin: str | None = _key(
+        None,
+        "CORS: sent as `access-control-allow-origin` with every answer; preflights are then "
+        "answered without a key. `*` lets the pages of every site in.",
+    )
+    cors_allowed_methods: str | None = _key(None, "CORS: `access-control-allow-methods`.")
+    cors_allowed_headers: str | None = _key(None, "CORS: `access-control-allow-headers`.")
+    unix_socket_mode: str = _key(
+        "600", "Permissions of the sockets of `unix:` addresses, in octal digits."
+    )
 
     model_store: str | None = _key(
         None,
@@ -152,6 +161,18 @@ class Settings:
         "Regular expressions; a model may be downloaded from a URL that one of them matches in "
         "full, upper and lower case alike. The default allows every host: set it in production.",
         default_text="`file://.*\\|http(s)?://.*`",
+    )
+    archive_checksums: str | None = _key(
+        None,
+        "File as `sha256sum` writes it: only archives that it lists are loaded, and only with "
+        "that content. Read anew for each archive.",
+        path=True,
+    )
+    archive_checksums_key: str | None = _key(
+        None,
+        "PEM public key (Ed25519) that `<archive_checksums>.sig` has to fit. "
+        "Needs the extra `crypto`.",
+        path=True,
     )
     use_env_allowed_urls: bool = _key(
         False, "Also let `TS_ALLOWED_URLS` replace `allowed_urls`.", **_NOT_FROM_ENVIRONMENT
@@ -199,6 +220,55 @@ class Settings:
     unregister_model_timeout: int = _key(
         120, "Seconds the workers of an unregistered model have to end.", minimum=0
     )
+    worker_death_retries: int = _key(
+        1,
+        "How often a request runs again whose worker died before any output; after that many it "
+        "is given up (503). 0: it fails at once, as in TorchServe. In a model's file: "
+        "`workerDeathRetries`; `idempotent: false` there rules out that a request runs twice.",
+        minimum=0,
+    )
+    isolate_batch_failures: bool = _key(
+        True,
+        "Run the halves of a batch again that its handler failed, so that only the guilty requests "
+        "fail; `false` fails all of them, as in TorchServe. In a model's file: "
+        "`isolateBatchFailures`, and `idempotent` as above.",
+    )
+    cancel_grace: float = _key(
+        0.0,
+        "Seconds a handler may go on after all its clients have left, before its worker is "
+        "replaced; 0: as long as it likes. In a model's file: `cancelGraceInSec`.",
+        minimum=0,
+    )
+    worker_check_interval: float = _key(
+        5.0,
+        "Seconds between two looks at the workers: is each alive (one whose process was stopped is "
+        "replaced after the second look that finds it so), has one served enough? 0: never.",
+        minimum=0,
+    )
+    worker_ping_timeout: float = _key(
+        30.0,
+        "Seconds an idle worker has to answer a ping, which it is sent at such a look, before it "
+        "is replaced. In a model's file: `workerPingTimeoutInSec`.",
+        minimum=0.1,
+    )
+    max_worker_requests: int = _key(
+        0,
+        "Requests after which a worker is replaced, without loss; 0: never. In a model's file: "
+        "`maxWorkerRequests`.",
+        minimum=0,
+    )
+    max_worker_age: float = _key(
+        0.0,
+        "Seconds of service after which a worker is replaced; 0: never. In a model's file: "
+        "`maxWorkerAgeInSec`.",
+        minimum=0,
+    )
+    max_worker_memory: int = _key(
+        0,
+        "MiB of resident memory from which on a worker is replaced; 0: never. In a model's file: "
+        "`maxWorkerMemoryInMB`.",
+        minimum=0,
+    )
     job_queue_size: int = _key(100, "Requests that may wait for one model version.", minimum=1)
     number_of_gpu: int = _key(
         0,
@@ -241,22 +311,56 @@ class Settings:
         "Minutes until the inference and management keys expire.",
         env="TS_TOKEN_EXPIRATION_TIME_MIN",
     )
+    token_key_file: str | None = _key(
+        None,
+        "JSON file with keys to use in place of generated ones; read again when it changes.",
+        path=True,
+    )
+    token_key_check_interval: float = _key(
+        5.0, "Seconds between two looks at `token_key_file`.", minimum=0.05
+    )
     keystore: str | None = _key(
-        None, "PKCS12 key store for HTTPS; its first key is used.", path=True
+        None,
+        "PKCS12 key store for TLS; goes before the PEM files. Needs the extra `crypto`.",
+        path=True,
     )
     keystore_pass: str = _key("changeit", "Its password.", secret=True)
-    keystore_type: str = _key("PKCS12", "Its type.")
+    keystore_type: str = _key("PKCS12", "Its type; other types have to be converted.")
     private_key_file: str | None = _key(
         None, "PEM private key for HTTPS and gRPC over TLS.", path=True
     )
-    certificate_file: str | None = _key(None, "PEM certificate chain.", path=True)
+    certificate_file: str | None = _key(
+        None,
+        "PEM certificate chain. With neither this nor a key store an https address gets a "
+        "certificate that the server signs itself (extra `crypto`).",
+        path=True,
+    )
     enable_grpc_ssl: bool = _key(False, "Serve both gRPC services over TLS.")
 
     max_request_size: int = _key(
         6553500, "Largest request body, in bytes, for HTTP and gRPC.", section="Limits", minimum=1
     )
+    min_compressed_response_size: int = _key(
+        1024,
+        "Answers of the Open Inference REST API from this size on, in bytes, are compressed for "
+        "clients that accept gzip or deflate; 0: never.",
+        minimum=0,
+    )
     max_response_size: int = _key(
         6553500, "Largest part of a worker's answer, in bytes.", minimum=1
+    )
+    shared_memory_threshold: int = _key(
+        65536,
+        "Bodies of requests and answers from this size on, in bytes, go between server and "
+        "workers through shared memory instead of a socket (Linux); 0: none do.",
+        minimum=0,
+    )
+    shared_memory_size: int = _key(
+        268435456,
+        "Shared memory for the bodies of requests of the whole server, and as much again for the "
+        "answers of each worker, in bytes. It is taken when it is needed and given back after; "
+        "bodies for which there is none left go through the socket.",
+        minimum=1048576,
     )
     max_request_line_size: int = _key(4096, "Longest HTTP request line, in bytes.", minimum=16)
     max_request_header_size: int = _key(
@@ -280,6 +384,45 @@ class Settings:
     )
     http_keep_alive_timeout: float = _key(
         300.0, "Seconds an idle HTTP connection is kept open.", minimum=0.01
+    )
+    max_live_requests: int = _key(
+        0,
+        "Inference requests in the server at the same time, waiting or running, of all models "
+        "together; 0: no limit but the queues'. More are refused.",
+        minimum=0,
+    )
+    max_live_request_bytes: int = _key(
+        0, "Bytes of the inputs of all these requests; 0: no limit.", minimum=0
+    )
+    overload_status: str = _key(
+        "503",
+        "HTTP status of a request that is refused because too much waits. `429` also makes gRPC "
+        "say RESOURCE_EXHAUSTED.",
+        choices=("503", "429"),
+    )
+    deadline_headers: tuple[str, ...] = _key(
+        DEADLINE_HEADERS,
+        "Request headers with the milliseconds that the client will wait. The least of them, "
+        "`clientTimeoutInMills` and a gRPC deadline counts. Empty: none.",
+        default_text="`" + ",".join(DEADLINE_HEADERS) + "`",
+    )
+    priority_header: str | None = _key(
+        None, "Request header with the priority class of a request; none: there are no classes."
+    )
+    priority_weights: tuple[str, ...] = _key(
+        ("high=8", "normal=4", "low=1"),
+        "Its classes and how many requests each may have in its turn. Requests of no class have 1.",
+        default_text="`high=8,normal=4,low=1`",
+    )
+    fairness_header: str | None = _key(
+        None,
+        "Request header (of a tenant, say) whose values take turns in a queue; empty: first come, "
+        "first served.",
+    )
+    fairness_weights: tuple[str, ...] = _key(
+        (),
+        "Values with more than one request in their turn: `gold=4,silver=2`.",
+        default_text="none",
     )
     max_archive_entries: int = _key(50000, "Files and folders in one model archive.", minimum=1)
     max_archive_size: int = _key(
@@ -337,6 +480,15 @@ class Settings:
         env="TS_ENABLE_ENVVARS_CONFIG",
         env_always=True,
     )
+    compatibility: str | None = _key(
+        None,
+        "`torchserve` brings back behaviour of TorchServe 0.12 that this server improves by "
+        "default; docs/compatibility.md lists what.",
+        choices=("torchserve",),
+    )
+    max_config_snapshots: int = _key(
+        100, "Snapshots to keep in `<LOG_LOCATION>/config`; older ones are removed.", minimum=3
+    )
 
     number_of_netty_threads: int = _key(
         0, "Accepted, without effect.", section="Accepted for existing files", minimum=0
@@ -355,16 +507,26 @@ class Settings:
     log_location: str = "logs"
     metrics_location: str = "logs"
     log_config: str | None = None
+    log_levels: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by logger's name
     no_config_snapshots: bool = False
     ready_fd: int | None = None  # where the launcher waits for word of the start
     config_file: str | None = None
     unknown_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     worker_environment: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    # What the server itself needs of the environment: AWS credentials, token keys.
+    secret_environment: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("models", "unknown_keys", "worker_environment", "origins"):
+        for name in (
+            "models",
+            "unknown_keys",
+            "worker_environment",
+            "secret_environment",
+            "log_levels",
+            "origins",
+        ):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def origin(self, key: str) -> str:
@@ -375,16 +537,34 @@ class Settings:
         """The effective configuration as a file would hold it, unknown keys included.
 
         What the server found out about the machine (GPUs, interpreter, home) is left out unless
-        somebody set it, so that a snapshot moves to another machine.
+        somebody set it, so that a snapshot moves to another machine. So are secrets of the
+        environment, and what a flag or variable opened for this run only: a server restarted from
+        the file must not stand open unasked.
         """
         values = dict(self.unknown_keys)
         for key in KEYS.values():
-            is_default = self.origin(key.name) == "default"
+            origin = self.origin(key.name)
+            is_default = origin == "default"
             value = getattr(self, key.name)
             if value is None or (is_default and (key.default_text or key.is_secret or not value)):
                 continue
+            is_for_this_run = origin.startswith(("env ", "flag "))
+            if is_for_this_run and (
+                key.is_secret or (key.name in _OPENING and not self.is_torchserve_compatible)
+            ):
+                continue
             values[key.name] = _text(value)
         return values
+
+    @property
+    def is_torchserve_compatible(self) -> bool:
+        return self.compatibility == "torchserve"
+
+    def effective(self) -> Iterator[tuple[str, str, str]]:
+        """(key, value as the file would hold it, origin) of every key, secrets masked."""
+        for key in KEYS.values():
+            value = "****" if key.is_secret else _text(getattr(self, key.name))
+            yield key.name, value, self.origin(key.name)
 
     def report(self) -> Iterator[str]:
         """One line for the start of the log per setting that somebody made, secrets masked."""
@@ -394,11 +574,13 @@ class Settings:
         yield f"Log directory: {self.log_location}"
         yield f"Metrics directory: {self.metrics_location}"
         yield f"Number of GPUs: {self.number_of_gpu}"
-        for key in KEYS.values():
-            if key.name in self.origins or key.name in _ALWAYS_REPORTED:
-                value = "****" if key.is_secret else _text(getattr(self, key.name))
-                yield f"{key.name} = {value} ({self.origin(key.name)})"
+        for name, value, origin in self.effective():
+            if name in self.origins or name in _ALWAYS_REPORTED:
+                yield f"{name} = {value} ({origin})"
 
+
+# What lets more people do more.
+_OPENING = frozenset(("disable_token_authorization", "enable_model_api"))
 
 _ALWAYS_REPORTED = frozenset(
     (

@@ -42,7 +42,7 @@ def test_configuration(model: Path) -> None:
     assert archive.config is not None
     assert archive.config.batch_size == 3
     assert list(archive.warnings) == [
-        "model.yaml: maxWorkers should be an integer >= 0, not 'x' (str); ignored."
+        "model.yaml:2: maxWorkers should be an integer >= 0, not 'x' (str); ignored."
     ]
 
 

@@ -145,10 +145,19 @@ def test_rules_of_values(text: str, field: str, value: object) -> None:
     ],
 )
 def test_wrong_value_is_left_out_with_a_warning(text: str, expected: str) -> None:
-    config, warnings = parse(text)
+    config, warnings = parse(f"# one\nhandler: {{}}\n{text}")
     assert config in (ModelFileConfig(), ModelFileConfig(torchrun=TorchRunConfig()))
     assert any(expected in warning for warning in warnings), warnings
-    assert all(warning.startswith("model.yaml: ") for warning in warnings)
+    assert all(warning.startswith("model.yaml:3: ") for warning in warnings)
+
+
+def test_the_warning_names_the_line_of_the_key_in_the_map_below() -> None:
+    text = "parallelType: tp\ntorchrun:\n  nnodes: 1\n  nproc_per_node: 2\n"
+    _, (warning,) = parse(text)
+    assert warning == (
+        "model.yaml:4: torchrun: unsupported parameter 'nproc_per_node' (str); ignored."
+        " Did you mean nproc-per-node?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,6 +282,26 @@ def test_any_text_parses_or_is_ignored(text: str) -> None:
     config, warnings = parse(text)
     assert config is None or isinstance(config, ModelFileConfig)
     assert all(isinstance(warning, str) for warning in warnings)
+
+
+def test_what_becomes_of_failing_requests_and_worn_out_workers() -> None:
+    config, warnings = parse(
+        "idempotent: false\nworkerDeathRetries: 0\nisolateBatchFailures: false\n"
+        "workerPingTimeoutInSec: 9\ncancelGraceInSec: 5\n"
+        "maxWorkerRequests: 1000\nmaxWorkerAgeInSec: 3600\n"
+        "maxWorkerMemoryInMB: 2048\n"
+    )
+    assert warnings == []
+    assert config == ModelFileConfig(
+        idempotent=False,
+        worker_death_retries=0,
+        isolate_batch_failures=False,
+        ping_timeout_s=9,
+        cancel_grace_s=5,
+        max_worker_requests=1000,
+        max_worker_age_s=3600,
+        max_worker_memory_mb=2048,
+    )
 
 
 def test_tensors_of_a_model() -> None:

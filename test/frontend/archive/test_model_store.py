@@ -527,14 +527,14 @@ async def test_cancelled_too_late(places, web, echo_mar, monkeypatch: pytest.Mon
     """The thread finishes although nobody waits any more: its archive and its file go again."""
     before = places.snapshot()
     is_done, may_return = threading.Event(), threading.Event()
-    real_give_name = model_store_module._give_name
+    real_give_name = model_store_module.ModelStore._give_name
 
-    def slow_give_name(*names: str) -> None:
-        real_give_name(*names)
+    def slow_give_name(*given: str) -> None:
+        real_give_name(*given)
         is_done.set()
         may_return.wait(30)
 
-    monkeypatch.setattr(model_store_module, "_give_name", slow_give_name)
+    monkeypatch.setattr(model_store_module.ModelStore, "_give_name", slow_give_name)
     task = asyncio.create_task(places.model_store().open(web.serve("/echo.mar", echo_mar)))
     await asyncio.to_thread(is_done.wait, 30)
     task.cancel()

@@ -15,9 +15,10 @@ import pytest
 import uvloop
 
 from ts_frontend.http.connection import HttpConnection
-from ts_frontend.http.listener import HttpLimits, Listener, parse_address
+from ts_frontend.http.listener import HttpLimits, Listener
 from ts_frontend.http.request import HttpRequest
 from ts_frontend.http.router import Route, Router
+from ts_frontend.settings.addresses import parse_address
 
 LOOPBACK = parse_address("http://127.0.0.1:0")
 
@@ -133,7 +134,8 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Listener]]]:
             route if isinstance(route, Route) else Route("*", "/{rest*}", route) for route in routes
         ]
         limits = HttpLimits(**options.pop("limits", {}))
-        router = Router(table, options.pop("on_error", None))
+        kind = options.pop("router", Router)
+        router = kind(table, options.pop("on_error", None))
         listener = Listener(options.pop("address", LOOPBACK), router, limits, **options)
         await listener.start()
         listeners.append(listener)
@@ -149,6 +151,7 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.written = bytearray()
+        self.writes = 0  # calls
         self.is_reading = True
         self.is_closed = False
         self.has_sent_eof = False
@@ -159,11 +162,11 @@ class FakeTransport:
 
     def write(self, data: bytes) -> None:
         assert not self.has_sent_eof
+        self.writes += 1
         self.written += data
 
     def writelines(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self.write(piece)
+        self.write(b"".join(pieces))
 
     def get_write_buffer_size(self) -> int:
         return self.held_bytes

@@ -9,56 +9,16 @@ import ssl
 
 import pytest
 
-from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.http.access_log import AccessLog
-from ts_frontend.http.listener import (
-    Address,
-    BindFailed,
-    Listener,
-    parse_address,
-    plain_transport_error,
-)
+from ts_frontend.http.listener import BindFailed, Listener, plain_transport_error
 from ts_frontend.http.router import Route, Router
+from ts_frontend.settings.addresses import parse_address
 
 GET = b"GET / HTTP/1.1\r\n\r\n"
 
 
 def hello(request):
     request.respond(200, b"hello")
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("http://127.0.0.1:8080", Address("http", "127.0.0.1", 8080)),
-        ("HTTP://Some.Host:1", Address("http", "Some.Host", 1)),
-        ("https://h:8443", Address("https", "h", 8443)),
-        ("http://h", Address("http", "h", 81)),
-        ("https://h", Address("https", "h", 82)),
-        ("http://h:0", Address("http", "h", 0)),
-        ("http://[::1]:8080", Address("http", "::1", 8080)),
-        ("unix:/tmp/a.sock", Address("unix", path="/tmp/a.sock")),
-        ("UNIX:/a b", Address("unix", path="/a b")),
-    ],
-)
-def test_parse_address(text, address):
-    assert parse_address(text, 81, 82) == address
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "127.0.0.1", "ftp://h:1", "http://", "http://h:", "http://h:x", "http://h/", "http://a:b:1",
-     "unix:", "unix:relative", "http://h:80/path", "http:///x", " http://h:1"],
-)  # fmt: skip
-def test_invalid_address(text):
-    with pytest.raises(InvalidArgument, match="Invalid binding address"):
-        parse_address(text)
-
-
-@pytest.mark.parametrize("port", ["65535", "70000", "99999999999999999999"])
-def test_invalid_port(port):
-    with pytest.raises(InvalidArgument, match=f"Invalid port number: {port}"):
-        parse_address(f"http://h:{port}")
 
 
 async def test_port_0_becomes_a_real_one(serve, connect):

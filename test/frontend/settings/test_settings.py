@@ -47,18 +47,25 @@ def test_defaults_of_the_contract(load):
 
 
 def test_every_key_reads_a_value_of_its_kind(load):
-    samples = {
-        "text": "x",
-        "flag": "true",
-        "int": "443",
-        "number": "1.5",
-        "list": "a,b",
-        "json": "{}",
+    samples = {"text": "x", "flag": "true", "number": "1.5", "list": "a,b", "json": "{}"}
+    own = {
+        "number_of_gpu": "3",
+        "unix_socket_mode": "660",
+        "keystore": "",  # would take the effect of the PEM files
+        "inference_address": "http://127.0.0.1:1",
+        "management_address": "https://127.0.0.1:2",
+        "metrics_address": "unix:/run/metrics.sock",
+        "grpc_management_port": "444",
     }
-    choices = {"metrics_mode": "legacy", "number_of_gpu": "3", "max_response_buffer": "70000"}
-    file = "".join(
-        f"{key.name}={choices.get(key.name, samples[key.kind])}\n" for key in KEYS.values()
-    )
+
+    def sample(key):
+        if key.name in own:
+            return own[key.name]
+        if key.choices:
+            return key.choices[-1]
+        return str(max(443, int(key.minimum or 0))) if key.kind == "int" else samples[key.kind]
+
+    file = "".join(f"{key.name}={sample(key)}\n" for key in KEYS.values())
     settings = load(file=file, gpus=4)
     assert settings.warnings == ()
     for number, key in enumerate(KEYS.values(), start=1):
@@ -161,6 +168,14 @@ class TestWhichFile:
         assert settings.default_service_handler == "new"
         assert "20240102000000000-shutdown.cfg:1" in settings.origin("default_service_handler")
         assert load("--ncs").default_service_handler == "local"
+
+    def test_what_a_snapshot_goes_before_is_said(self, load):
+        self.snapshot(load, "20240101000000000-startup.cfg", "")
+        first, second = load("--models", "a.mar", file="debug=true").warnings
+        assert first.startswith("--models is not used: the models are those of the snapshot /")
+        assert second.startswith("config.properties is not read: the snapshot /")
+        assert "--no-config-snapshots" in second
+        assert load("--ncs").warnings == ()
 
     def test_a_named_file_must_exist(self, load):
         with pytest.raises(ConfigurationError, match="--ts-config file not found: gone"):
@@ -289,6 +304,40 @@ def test_secrets_are_not_shown(load):
     shown = repr(settings) + "\n".join(settings.report())
     assert "hunter2" not in shown
     assert "geheim" not in shown
+    assert settings.secret_environment == {"AWS_SECRET_ACCESS_KEY": "geheim"}
+
+
+def test_token_keys_of_the_environment_are_hidden_from_workers(load):
+    environ = {"TS_INFERENCE_KEY": "geheim-1", "TS_MANAGEMENT_KEY": "geheim-2", "TS_API_KEY": ""}
+    settings = load(environ=environ)
+    assert settings.warnings == ()
+    assert not set(settings.worker_environment) & set(environ)
+    assert dict(settings.secret_environment) == {
+        "TS_INFERENCE_KEY": "geheim-1",
+        "TS_MANAGEMENT_KEY": "geheim-2",
+    }
+    assert "geheim" not in repr(settings) + "\n".join(settings.report())
+
+
+class TestWhatASnapshotMustNotKeep:
+    def test_what_a_flag_opened_for_one_run(self, load):
+        values = load("--dt", "--enable-model-api").to_properties()
+        assert "disable_token_authorization" not in values
+        assert "enable_model_api" not in values
+
+    def test_what_the_file_says_stays(self, load):
+        values = load(file="disable_token_authorization=true").to_properties()
+        assert values["disable_token_authorization"] == "true"
+
+    def test_torchserve_keeps_it(self, load):
+        values = load("--dt", file="compatibility=torchserve").to_properties()
+        assert values["disable_token_authorization"] == "true"
+
+    def test_secrets_of_the_environment(self, load):
+        file, environ = "enable_envvars_config=true", {"TS_KEYSTORE_PASS": "geheim"}
+        settings = load(file=file, environ=environ)
+        assert settings.keystore_pass == "geheim"
+        assert "keystore_pass" not in settings.to_properties()
 
 
 def test_the_effective_configuration_reads_back(load):
@@ -300,7 +349,7 @@ def test_the_effective_configuration_reads_back(load):
     text = format_properties(first.to_properties())
     assert "number_of_gpu" not in text  # found on this machine, to be found again on the next
     second = load(file=text, gpus=1)
-    skipped = {"warnings", "origins", "number_of_gpu"}
+    skipped = {"warnings", "origins", "number_of_gpu", "secret_environment"}
     for name in Settings.__slots__:
         if name not in skipped:
             assert getattr(first, name) == getattr(second, name), name

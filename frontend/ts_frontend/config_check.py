@@ -1,0 +1,108 @@
+"""`torchserve --check-config`: what a start with this command line would use, and what is wrong.
+
+Prints the effective value of every key with the place it comes from, and ends with status 1 if a
+start would fail or a key is not known. Nothing is started, written or downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ts_frontend import security
+from ts_frontend.archive.model_store import ModelStore
+from ts_frontend.control_plane import name_and_location
+from ts_frontend.http.tls import tls_context, tls_files
+from ts_frontend.metrics.catalog import CatalogError, read_catalog
+from ts_frontend.settings import ConfigurationError, Settings, load_settings
+from ts_frontend.settings.checks import UNKNOWN
+from ts_frontend.snapshot import InvalidSnapshot, parse_models
+
+KEY_WIDTH = 44
+
+
+def check_config(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    cwd: str,
+    say: Callable[[str], None] = print,
+    load: Callable[[Sequence[str], Mapping[str, str], str], Settings] = load_settings,
+) -> int:
+    """The exit status. say: gets the lines."""
+    try:
+        settings = load(argv, environ, cwd)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            say(f"error: {problem}")
+        say(_sum(len(error.problems), 0))
+        return 1
+    errors = [warning for warning in settings.warnings if UNKNOWN in warning]
+    warnings = [warning for warning in settings.warnings if UNKNOWN not in warning]
+    errors += _problems(settings)
+    warnings += [*_missing_models(settings), *security.exposures(settings)]
+    say(f"Configuration file: {settings.config_file or 'none'}")
+    for key, value, origin in settings.effective():
+        say(f"{key:<{KEY_WIDTH}} = {value} ({origin})")
+    for text in errors:
+        say(f"error: {text}")
+    for text in warnings:
+        say(f"warning: {text}")
+    say(_sum(len(errors), len(warnings)))
+    return 1 if errors else 0
+
+
+def _sum(errors: int, warnings: int) -> str:
+    return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}."
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    """What would stop the start, or leave the server without something that was asked for."""
+    if not settings.model_store:
+        yield "Missing mandatory parameter --model-store (or the key model_store)"
+    for key in ("model_store", "workflow_store"):
+        path = getattr(settings, key)
+        if path and not os.path.isdir(path):
+            yield f"{key} directory not found: {path} ({settings.origin(key)})"
+    for guard in (security.new_tokens, security.new_checksums, _check_tls):
+        try:
+            guard(settings)
+        except ConfigurationError as error:
+            yield from error.problems
+    try:
+        read_catalog(settings.metrics_config)
+    except CatalogError as error:
+        yield f"{error} (metrics_config in {settings.origin('metrics_config')})"
+    if shutil.which(settings.python) is None:
+        yield f"no such interpreter: {settings.python} (python in {settings.origin('python')})"
+    if settings.model_snapshot:
+        try:
+            parse_models(settings.model_snapshot)
+        except InvalidSnapshot as error:
+            yield f"{error} (model_snapshot in {settings.origin('model_snapshot')})"
+
+
+def _check_tls(settings: Settings) -> None:
+    if security.serves_tls(settings):
+        with tempfile.TemporaryDirectory(prefix="ts-check-") as folder:
+            tls_context(tls_files(settings, folder))
+
+
+def _missing_models(settings: Settings) -> Iterator[str]:
+    if not settings.model_store or not os.path.isdir(settings.model_store):
+        return
+    store = ModelStore(settings.model_store, settings.temp_dir, settings.allowed_urls)
+    key, locations = "load_models", []
+    if settings.model_snapshot:
+        key = "model_snapshot"
+        try:
+            locations = [model.archive_name for model in parse_models(settings.model_snapshot)]
+        except InvalidSnapshot:
+            return
+    elif settings.load_models and settings.load_models.lower() != "all":
+        parts = [part for part in settings.load_models.split(",") if part.strip()]
+        locations = [name_and_location(part)[1] for part in parts]
+    for location in locations:
+        if "://" not in location and not store.has(location):
+            yield f"Model not found at: {location} ({key} in {settings.origin(key)})"
