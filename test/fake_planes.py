@@ -66,6 +66,7 @@ class PlayedModel:
         self.jobs: list[Job] = []
         self.can_serve = True
         self.has_idle_worker = True
+        self.ready_count = 1
         # As a pool has them.
         self.workers: list[object] = [object()]
         self.min_workers = self.max_workers = self.healthy_count = 1

@@ -17,11 +17,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ts.protocol.controls import mark_controls
 from ts.protocol.messages import (
+    PONG,
+    Cancel,
     CommandReader,
     LoadModel,
     LoadReply,
     Part,
+    Ping,
     Prediction,
     PredictRequest,
     encode_load_reply,
@@ -215,15 +219,21 @@ class Script:
 
     load_reply:  None never answers.
     refusals:    raised by the next attempts to connect, one each.
+    has_pongs:   pings are answered.
     """
 
     def __init__(self, *behaviours: Behaviour) -> None:
         self.load_reply: LoadReply | None = LoadReply(200, "loaded model")
         self.refusals: deque[OSError] = deque()
         self.default: Behaviour = echoes
+        self.has_pongs = True
         self.connections: list[ScriptedConnection] = []
         self.addresses: list[str] = []
         self._next = deque(behaviours)
+
+    def understand_controls(self) -> None:
+        """The next workers are ours: they may be sent cancels and pings."""
+        self.load_reply = LoadReply(200, mark_controls("loaded model"))
 
     def then(self, *behaviours: Behaviour) -> None:
         """For the next batches, one each, whichever worker takes them."""
@@ -253,6 +263,8 @@ class ScriptedConnection(SocketConnection):
     load:     what LOAD said, None before.
     batches:  those that came, in order.
     held:     the batch that `release` will answer, None if it was answered.
+    cancels:  the ids of the requests that it was told to stop.
+    pings:    how many it was sent.
     is_closed: the server's side has closed it.
     """
 
@@ -261,6 +273,8 @@ class ScriptedConnection(SocketConnection):
         self.load: LoadModel | None = None
         self.batches: list[Batch] = []
         self.held: Batch | None = None
+        self.cancels: list[bytes] = []
+        self.pings = 0
         self.is_closed = False
         self._script = script
         self._commands = CommandReader()
@@ -323,6 +337,12 @@ class ScriptedConnection(SocketConnection):
                 reply = self._script.load_reply
                 if reply is not None:
                     self.say(encode_load_reply(reply.code, reply.message))
+            elif isinstance(command, Cancel):
+                self.cancels.append(command.id)
+            elif isinstance(command, Ping):
+                self.pings += 1
+                if self._script.has_pongs:
+                    self.say(PONG)
             else:
                 # What was read may be a view of the reader's buffer: keep a copy.
                 batch = [

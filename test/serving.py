@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,11 +112,17 @@ def start_server(
     flags: tuple[str, ...] = (),
     through_environment: bool = True,
     has_tokens: bool = False,
+    has_snapshots: bool = False,
+    goes_on: bool = False,
+    has_model_api: bool = True,
+    variables: Mapping[str, str] | None = None,
     **keys: object,
 ) -> RunningServer:
     """Start `python -m ts_frontend` and wait for its word. keys: lines of its config.properties.
 
     through_environment: workers inherit the paths of this checkout, too.
+    goes_on: from the newest snapshot in `folder`, with no configuration named; keys do not count.
+    variables: more of the server's environment.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temp = folder / "tmp"
@@ -138,15 +144,20 @@ def start_server(
     log = folder / "server.log"
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "ts_frontend"]
-    environment = {**os.environ, "TEMP": str(temp)}
+    environment = {**os.environ, "TEMP": str(temp), **(variables or {})}
     if through_environment:
         environment["PYTHONPATH"] = os.pathsep.join(SOURCE_PATHS)
     else:
         environment.pop("PYTHONPATH", None)
         start = f"import sys; sys.path[:0] = {SOURCE_PATHS}; import ts_frontend.__main__ as m"
         command = [sys.executable, "-c", f"{start}; sys.exit(m.main())"]
-    command += ["--ts-config", str(config)]
-    command += ["--model-store", str(store), "--ncs", "--enable-model-api"]
+    if not goes_on:
+        command += ["--ts-config", str(config)]
+    if not (has_snapshots or goes_on):
+        command.append("--ncs")
+    command += ["--model-store", str(store)]
+    if has_model_api:
+        command.append("--enable-model-api")
     if not has_tokens:
         command.append("--dt")
     command += ["--ready-fd", str(writer), *flags]

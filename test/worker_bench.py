@@ -17,12 +17,12 @@ from typing import Any
 
 from fakes import Script
 
-from ts_frontend.core.model import Model, ModelConfig, ModelId
+from ts_frontend.core.model import Model, ModelConfig, ModelId, WorkerCare
 from ts_frontend.workers.connections import load_connection
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
 from ts_frontend.workers.pool import WorkerPool
-from ts_frontend.workers.worker import Connect, WorkerTimes
+from ts_frontend.workers.session import Connect, WorkerTimes
 
 TEST = Path(__file__).resolve().parent
 FIRST_PORT = 9000
@@ -37,6 +37,8 @@ class RecordingMeters:
     def __init__(self) -> None:
         self.loads: list[str] = []
         self.deaths: list[str] = []
+        self.reruns: list[tuple[str, int]] = []
+        self.quarantines = 0
         self.queue_ms: list[float] = []
         self.bug: Exception | None = None  # raised by the next load
 
@@ -52,6 +54,12 @@ class RecordingMeters:
 
     def died(self, model: Model, cause: str) -> None:
         self.deaths.append(cause)
+
+    def rerun(self, model: Model, reason: str, requests: int) -> None:
+        self.reruns.append((reason, requests))
+
+    def quarantined(self, model: Model) -> None:
+        self.quarantines += 1
 
     def worker_line(self, line: str) -> bool:
         return line.startswith("[METRICS]")
@@ -111,6 +119,8 @@ class Bench:
 
     def pool(self, **config: Any) -> WorkerPool:
         settings = {"max_batch_delay_ms": 0, "response_timeout_s": 20, "startup_timeout_s": 20}
+        # One death or failure, one answer; the tests of second chances ask for them.
+        settings |= {"care": WorkerCare(death_retries=0, is_isolating=False)}
         # A scripted process reads no socket, so that nothing tells it to end.
         times = replace(self.times, exit_s=0.01) if self.script else self.times
         model = Model(

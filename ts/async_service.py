@@ -2,7 +2,8 @@
 
 One thread does everything. The loop watches the connection; every batch that has come becomes a
 task that awaits the handler and writes its reply, whole, when it is done. So replies come in the
-order of completion, and the frontend tells them apart by their request ids.
+order of completion, and the frontend tells them apart by their request ids. A cancelled request
+ends by the cancellation of its task, at the handler's next await.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from ts.generators import drain_async, has_streams
 from ts.protocol.frames import Buffer
-from ts.protocol.messages import LoadModel, PredictRequest
-from ts.service import Service, batch_reply, failure_reply
-from ts.transports.connection import FrontendConnection
+from ts.protocol.messages import PONG, Cancel, LoadModel, Ping, PredictRequest
+from ts.service import Service, batch_reply, cancelled_reply, failure_reply, ids_of
+from ts.transports.connection import TRIM_AFTER_S, FrontendConnection, FrontendDisconnected
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,11 @@ async def predict(service: Service, batch: list[PredictRequest]) -> list[Buffer]
     data, request_ids = service.open_batch(batch, context)
     started_s = time.perf_counter()
     try:
-        ret = await service._entry_point(data, context)
+        ret = service._entry_point(data, context)
+        if not has_streams(ret):  # an asynchronous generator is no awaitable
+            ret = await ret
+        if has_streams(ret):
+            ret = await drain_async(ret, request_ids, context)
     except Exception as error:
         return failure_reply(request_ids, error)
     return batch_reply(ret, request_ids, context, started_s)
@@ -48,8 +54,11 @@ class AsyncService:
         self._service = service
         self._connection = connection
         self._may_answer = may_answer
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], list[PredictRequest]] = {}
+        self._cancelled: set[str] = set()  # of the running requests
+        service.set_cancellations(self)
         self._is_ending = False
+        self._trimmer: asyncio.TimerHandle | None = None
         self._fail: Callable[[Exception], None]
 
     async def run(self) -> None:
@@ -85,26 +94,64 @@ class AsyncService:
         except asyncio.CancelledError as error:
             if self._is_ending:
                 raise
-            # The handler's own doing, an aborted generation for instance; the client still waits.
-            reply = failure_reply(
-                {index: request.id.decode() for index, request in enumerate(batch)}, error
-            )
+            request_ids = ids_of(batch)
+            if self.covers(request_ids.values()):
+                reply = cancelled_reply(request_ids)
+            else:
+                # The handler's own doing, an aborted generation for instance; the client waits.
+                reply = failure_reply(request_ids, error)
         if self._may_answer:
             self._connection.send(reply)
+            self._trim_later()
+
+    def _trim_later(self) -> None:
+        if self._trimmer is None and self._connection.has_garbage:
+            self._trimmer = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim)
+
+    def _trim(self) -> None:
+        self._trimmer = None
+        if self._connection.trim():
+            self._trim_later()
+
+    def covers(self, request_ids: Collection[str]) -> bool:
+        """Whether nobody waits for any of these any more."""
+        return all(request_id in self._cancelled for request_id in request_ids)
 
     def _dispatch(self) -> None:
         while (command := self._connection.next_command()) is not None:
             if isinstance(command, LoadModel):
                 raise ValueError("Invalid command: a model is loaded already")
-            task = asyncio.get_running_loop().create_task(self.predict(command))
-            self._tasks.add(task)
-            task.add_done_callback(self._forget)
+            if isinstance(command, Cancel):
+                self._cancel(command.id)
+            elif isinstance(command, Ping):
+                self._connection.send([PONG])
+            else:
+                task = asyncio.get_running_loop().create_task(self.predict(command))
+                self._tasks[task] = command
+                task.add_done_callback(self._forget)
+
+    def _cancel(self, request_id: bytes) -> None:
+        for task, batch in self._tasks.items():
+            if any(request.id == request_id for request in batch):
+                self._cancelled.add(request_id.decode())
+                if self.covers(ids_of(batch).values()):
+                    task.cancel()
+                return
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        # An end of the process (SystemExit) has already left the loop by itself.
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        batch = self._tasks.pop(task)
+        try:
+            if task.cancelled():
+                # Before it had begun: nothing in it could answer.
+                if self._may_answer and not self._is_ending:
+                    self._connection.send(cancelled_reply(ids_of(batch)))
+            # An end of the process (SystemExit) has already left the loop by itself.
+            elif isinstance(error := task.exception(), Exception):
+                self._fail(error)
+        except FrontendDisconnected as error:
             self._fail(error)
+        if self._cancelled:
+            self._cancelled.difference_update(ids_of(batch).values())
 
     async def _cancel_all(self) -> None:
         self._is_ending = True

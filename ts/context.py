@@ -5,10 +5,26 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
+
+
+class RequestCancelled(Exception):
+    """Nobody waits for the answer any more: the client left, or its deadline has passed.
+
+    Raised by `send_intermediate_predict_response`; a handler that asks `Context.is_cancelled` may
+    raise it too. The worker takes it as the end of the batch, not as a failure.
+    """
+
+
+class Cancellations(Protocol):
+    """Who knows which requests were cancelled."""
+
+    def covers(self, request_ids: Collection[str]) -> bool:
+        """Whether nobody waits for any of these any more."""
+        ...
 
 
 class RequestProcessor:
@@ -93,6 +109,7 @@ class Context:
         self.request_ids: Mapping[int, str] | None = None
         self._request_processor: list[RequestProcessor] = []
         self.cl_socket: Any = None
+        self._cancellations: Cancellations | None = None
 
     @property
     def system_properties(self) -> dict[str, Any]:
@@ -129,7 +146,10 @@ class Context:
         duplicate._metrics = copy.copy(self._metrics)
         duplicate.request_ids = None
         duplicate._request_processor = []
-        shared = ("_metrics", "request_ids", "_request_processor", "cl_socket", "model_name")
+        shared = (
+            *("_metrics", "request_ids", "_request_processor", "cl_socket", "model_name"),
+            "_cancellations",
+        )
         for name, value in vars(self).items():
             if name in shared:
                 continue
@@ -141,6 +161,19 @@ class Context:
 
     def get_request_id(self, idx: int = 0) -> str | None:
         return None if self.request_ids is None else self.request_ids.get(idx)
+
+    def is_cancelled(self, idx: int | None = None) -> bool:
+        """Whether nobody waits for request `idx` any more; without it, for none of the batch.
+
+        For handlers that take long: ask now and then, and return or raise RequestCancelled. The
+        answer to a cancelled request is dropped. It costs a system call, and nothing if never
+        asked; always False behind a frontend that does not tell its workers.
+        """
+        if self._cancellations is None or not self.request_ids:
+            return False
+        if idx is None:
+            return self._cancellations.covers(self.request_ids.values())
+        return self._cancellations.covers((self.request_ids[idx],))
 
     def get_request_header(self, idx: int, key: str) -> Any:
         return self._request_processor[idx].get_request_property(key)

@@ -45,12 +45,15 @@ if __name__ == "__main__":
 
 from ts.arg_parser import ArgParser  # noqa: E402
 from ts.async_service import AsyncService  # noqa: E402
+from ts.command_source import CommandSource  # noqa: E402
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl  # noqa: E402
 from ts.model_loader import ModelLoaderFactory  # noqa: E402
-from ts.protocol.messages import LoadModel, encode_load_reply  # noqa: E402
-from ts.service import Service  # noqa: E402
+from ts.protocol.controls import CONTROLS_VARIABLE, mark_controls  # noqa: E402
+from ts.protocol.messages import PONG, LoadModel, Ping, encode_load_reply  # noqa: E402
+from ts.service import Service, cancelled_reply, ids_of  # noqa: E402
 from ts.transports import tcp, unix  # noqa: E402
 from ts.transports.connection import FrontendConnection, FrontendDisconnected  # noqa: E402
+from ts.transports.shared_memory import SharedMemory  # noqa: E402
 from ts.utils import worker_output  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -144,19 +147,27 @@ class TorchModelServiceWorker:
 
     def handle_connection(self, cl_socket: socket.socket) -> None:
         """Answer commands, one after the other; raises FrontendDisconnected at the end."""
-        connection = FrontendConnection(cl_socket)
+        connection = FrontendConnection(cl_socket, SharedMemory.from_environment())
+        source = CommandSource(connection)
         service = None
         while True:
-            command = connection.receive_command()
+            command = source.receive()
             if isinstance(command, LoadModel):
                 service = self._load_and_reply(command, connection)
+                if _has_controls():
+                    service.set_cancellations(source)
+            elif isinstance(command, Ping):
+                connection.send([PONG])
             elif service is None:
                 raise RuntimeError("Received a batch, but no model is loaded yet.")
             else:
                 # Not at INFO: with small models the line costs more than the prediction.
                 if logger.isEnabledFor(logging.DEBUG):
                     logger.debug("Backend received inference at: %d", time.time())
-                reply = service.predict(command)
+                if source.is_abandoned(command):
+                    reply = cancelled_reply(ids_of(command))
+                else:
+                    reply = service.predict(command)
                 if LOCAL_RANK == 0:
                     connection.send(reply)
                 else:
@@ -167,7 +178,7 @@ class TorchModelServiceWorker:
         # Handlers that ask for the loop while they start get the one they will run on.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        connection = FrontendConnection(cl_socket)
+        connection = FrontendConnection(cl_socket, SharedMemory.from_environment())
         command = connection.receive_command()
         if not isinstance(command, LoadModel):
             raise RuntimeError("Received a batch, but no model is loaded yet.")
@@ -181,6 +192,8 @@ class TorchModelServiceWorker:
         # The frontend takes the reply as the sign that all about the start has been said.
         for handler in logging.getLogger().handlers:
             handler.flush()
+        if service is not None and _has_controls():
+            message = mark_controls(message)
         connection.send([encode_load_reply(code, message)])
         if service is None:
             raise RuntimeError(f"{code} - {message}")
@@ -213,6 +226,13 @@ class TorchModelServiceWorker:
             return None, "Unknown exception", 500
         logger.debug("Model %s loaded.", command.model_name)
         return service, f"loaded model {command.model_name}", 200
+
+
+def _has_controls() -> bool:
+    """Whether the frontend may send cancels and pings. One of several ranks does not take them:
+    the others would not hear of it.
+    """
+    return bool(os.environ.get(CONTROLS_VARIABLE)) and LOCAL_WORLD_SIZE <= 1
 
 
 def _end_within(grace_s: float, status: int) -> None:

@@ -12,8 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ts.context import Context, RequestProcessor
-from ts.protocol.batch_reply import encode_batch_reply, encode_failure
+from ts.context import Cancellations, Context, RequestCancelled, RequestProcessor
+from ts.generators import drain, has_streams
+from ts.protocol.batch_reply import (
+    UNSUPPORTED_OUTPUT,
+    UnsupportedOutput,
+    encode_batch_reply,
+    encode_failure,
+)
 from ts.protocol.frames import Buffer
 from ts.protocol.messages import SUCCESS_MESSAGE, PredictRequest
 from ts.protocol.otf_message_handler import create_predict_response
@@ -30,6 +36,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+CANCELLED_STATUS = 499  # nobody reads it; the number that proxies log for a client that left
 
 PREDICTION_METRIC = "PredictionTime"
 # TorchServe emits the metric for every batch; 0 does so here.
@@ -72,6 +80,10 @@ class Service:
         """Name the connection on which handlers send parts of their answers."""
         self._context.cl_socket = cl_socket
 
+    def set_cancellations(self, cancellations: Cancellations) -> None:
+        """Whom `Context.is_cancelled` asks."""
+        self._context._cancellations = cancellations
+
     def predict(self, batch: Sequence[PredictRequest]) -> list[Buffer]:
         """The reply to a batch, as buffers to be written in this order.
 
@@ -82,6 +94,8 @@ class Service:
         started_s = time.perf_counter()
         try:
             ret = self._entry_point(data, context)
+            if has_streams(ret):
+                ret = drain(ret, request_ids, context)
         except Exception as error:
             return failure_reply(request_ids, error)
         return batch_reply(ret, request_ids, context, started_s)
@@ -149,17 +163,27 @@ def _emit_prediction_time(context: Context, started_s: float) -> None:
 
 def failure_reply(request_ids: dict[int, str], error: BaseException) -> list[Buffer]:
     """The reply for what a handler raised; the traceback goes to the model's log."""
+    if isinstance(error, RequestCancelled):
+        return cancelled_reply(request_ids)
     logger.warning(
         "The handler failed for request %s:",
         ", ".join(request_ids.values()),
         exc_info=(type(error), error, error.__traceback__),
     )
+    if isinstance(error, UnsupportedOutput):  # of a generator
+        return encode_failure(request_ids, UNSUPPORTED_OUTPUT, 503)
     if isinstance(error, PredictionException):
         return encode_failure(request_ids, str(error.message), int(error.error_code))
     # CUDA's own out-of-memory errors have no type that could be asked for without torch.
     if isinstance(error, MemoryError) or "CUDA" in str(error):
         return encode_failure(request_ids, "Out of resources", 507)
     return encode_failure(request_ids, "Prediction failed", 503)
+
+
+def cancelled_reply(request_ids: dict[int, str]) -> list[Buffer]:
+    """The reply to a batch that was stopped, or not begun, because nobody waits for it."""
+    logger.info("Stopped, as nobody waits for it: request %s.", ", ".join(request_ids.values()))
+    return encode_failure(request_ids, "Request cancelled", CANCELLED_STATUS)
 
 
 def _output_failure(request_ids: dict[int, str], complaint: str, message: str) -> list[Buffer]:
@@ -181,6 +205,11 @@ def read_model_config(model_dir: str, manifest: dict[str, Any] | None) -> Any:
     """The archive's own configuration: {} without a file, None for an empty one."""
     config_file = ((manifest or {}).get("model") or {}).get("configFile")
     return get_yaml_config(f"{model_dir}/{config_file}") if config_file else {}
+
+
+def ids_of(batch: Sequence[PredictRequest]) -> dict[int, str]:
+    """The request ids by their place in the batch, as text."""
+    return {index: bytes(request.id).decode() for index, request in enumerate(batch)}
 
 
 def emit_metrics(metrics: Sequence[Any]) -> None:

@@ -9,12 +9,14 @@
 
 Records are formatted and written by one thread of their own, so that a slow disk or a full pipe
 holds up no request. A folder that cannot be written does not stop the server: it says so and goes
-on with stdout.
+on with stdout. Lines that cannot be written later on (a full disk), or that come faster than they
+can be written, are lost, and the log says how many.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -22,10 +24,13 @@ import queue
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 MAX_FILE_BYTES = 100 * 1024 * 1024  # TorchServe rolls at 100 MB and keeps five
 KEPT_FILES = 5
-MAX_WAITING_RECORDS = 100_000  # more than that and lines are dropped rather than memory exhausted
+# What may wait to be written; more than that is dropped rather than memory exhausted.
+MAX_WAITING_CHARS = 32 * 1024 * 1024
+RECORD_CHARS = 1024  # what a record weighs besides its text
 
 SPECIAL_LOGGERS = {
     "ACCESS_LOG": "access_log.log",
@@ -75,6 +80,12 @@ class _OnlyFrom(logging.Filter):
 class _Waiting(logging.handlers.QueueHandler):
     """Hands records to the writing thread; formats only what cannot cross (a traceback)."""
 
+    def __init__(self, records: queue.SimpleQueue[logging.LogRecord]) -> None:
+        super().__init__(records)
+        self._put_chars = 0
+        self.written_chars = 0  # counted up by the writing thread
+        self._dropped = 0
+
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         if record.exc_info:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
@@ -82,11 +93,89 @@ class _Waiting(logging.handlers.QueueHandler):
         record.msg, record.args = record.getMessage(), None
         return record
 
+    @property
+    def waiting_chars(self) -> int:
+        return self._put_chars - self.written_chars
+
     def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
+        if self.waiting_chars > MAX_WAITING_CHARS:
+            self._dropped += 1
             return
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self._put(_own_record(f"{dropped} log records came too fast and were dropped."))
+        self._put(record)
+
+    def _put(self, record: logging.LogRecord) -> None:
+        self._put_chars += weight(record)
+        self.queue.put_nowait(record)
+
+
+class _Writer(logging.handlers.QueueListener):
+    """The writing thread; tells the entrance what has left the queue."""
+
+    def __init__(
+        self,
+        records: queue.SimpleQueue[logging.LogRecord],
+        entrance: _Waiting,
+        handlers: Sequence[logging.Handler],
+    ) -> None:
+        super().__init__(records, *handlers)
+        self._entrance = entrance
+
+    def handle(self, record: logging.LogRecord) -> None:
+        try:
+            super().handle(record)
+        finally:
+            self._entrance.written_chars += weight(record)
+
+
+def weight(record: logging.LogRecord) -> int:
+    """About how much memory a prepared record takes, in characters."""
+    return len(record.msg) + len(record.exc_text or "") + RECORD_CHARS
+
+
+def _own_record(text: str) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+
+
+class _Lossy(logging.StreamHandler[TextIO]):
+    """Survives a disk that is full: says once that lines are lost, and at the end how many."""
+
+    place = "stdout"
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost = self._lost
+        super().emit(record)
+        if lost and lost == self._lost:
+            self._lost = 0
+            super().emit(_own_record(f"{lost} log records could not be written here."))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._lost += 1
+        if self._lost == 1:  # to the other places, which may still work
+            logging.getLogger(__name__).error(
+                "Cannot write %s: %s; its lines are lost until that is mended.",
+                self.place,
+                error.strerror,
+            )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # the last lines, on a disk that is full
+            super().close()
+
+
+class _LossyFile(_Lossy, logging.handlers.RotatingFileHandler):
+    def __init__(self, path: str) -> None:
+        logging.handlers.RotatingFileHandler.__init__(
+            self, path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8"
+        )
+        self.place = path
 
 
 class ServerLogs:
@@ -107,15 +196,20 @@ class ServerLogs:
             if handler is not None:
                 handler.addFilter(_OnlyFrom(name))
                 handlers.append(handler)
-        records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_RECORDS)
-        self._listener = logging.handlers.QueueListener(records, *handlers)
+        records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
         self._entrance = _Waiting(records)
+        self._listener = _Writer(records, self._entrance, handlers)
         root = logging.getLogger()
         root.addHandler(self._entrance)
         root.setLevel(level)
         self._listener.start()
         for problem in problems:
             logging.getLogger(__name__).warning("%s", problem)
+
+    @property
+    def waiting_chars(self) -> int:
+        """The weight of what is not written yet."""
+        return self._entrance.waiting_chars
 
     def close(self) -> None:
         logging.getLogger().removeHandler(self._entrance)
@@ -157,7 +251,7 @@ class LineBatch:
 
 
 def _stdout_handler() -> logging.Handler:
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lossy(sys.stdout)
     handler.setFormatter(ServerFormatter(True))
     return handler
 
@@ -168,9 +262,7 @@ def _file_handler(
     path = os.path.join(location, name)
     try:
         os.makedirs(location, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8"
-        )
+        handler = _LossyFile(path)
     except OSError as error:
         problems.append(f"Cannot write {path}: {error.strerror}; its lines go to stdout only.")
         return None

@@ -15,7 +15,10 @@ from serving import MODELS, RunningServer, archive, wait_until
 @pytest.fixture(scope="module", autouse=True)
 def model(store: Path, server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = tmp_path_factory.mktemp("config") / "model-config.yaml"
-    config.write_text("minWorkers: 1\nmaxWorkers: 1\nasyncCommunication: true\n")
+    # Run again one by one after a death, requests that have to meet would wait for ever.
+    config.write_text(
+        "minWorkers: 1\nmaxWorkers: 1\nasyncCommunication: true\nworkerDeathRetries: 0\n"
+    )
     archive(store, "streams_async", MODELS / "streams_async.py", config_file=str(config))
     archive(store, "meets", MODELS / "meets.py", config_file=str(config))
     for name in ("streams_async", "meets"):

@@ -1,7 +1,10 @@
-"""The four messages of the worker protocol, both directions, without any socket.
+"""The messages of the worker protocol, both directions, without any socket.
 
     frontend -> worker   LoadModel, and a batch: a list of PredictRequest
     worker -> frontend   LoadReply, PredictReply
+
+Between a frontend and a worker of ours (see `controls`) there are two more commands, Cancel and
+Ping; a ping is answered by a PredictReply without predictions (`is_pong`).
 
 Entry points: `encode_*` give bytes; `ReplyReader` (the frontend's side) and `CommandReader` (the
 worker's side) take bytes in any split and give messages. The readers trust no length: one that is
@@ -13,7 +16,8 @@ protocol.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import enum
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple
 
 from ts.protocol.frames import (
@@ -30,25 +34,34 @@ from ts.protocol.frames import (
     length_error,
     pack_int,
 )
+from ts.protocol.shared_memory import REFERENCE_MARK, REFERENCE_REST
 
 __all__ = [
+    "PING",
+    "PONG",
+    "Cancel",
     "CommandReader",
     "LoadModel",
     "LoadReply",
     "Part",
+    "Ping",
     "PredictReply",
     "PredictRequest",
     "Prediction",
     "ProtocolError",
     "ReplyReader",
+    "encode_cancel",
     "encode_load",
     "encode_load_reply",
     "encode_predict",
     "encode_predict_reply",
+    "is_pong",
 ]
 
 LOAD_COMMAND = b"L"
 PREDICT_COMMAND = b"I"
+CANCEL_COMMAND = b"C"
+PING_COMMAND = b"P"
 
 SUCCESS_MESSAGE = "Prediction success"
 
@@ -94,6 +107,21 @@ class LoadModel(NamedTuple):
     limit_max_image_pixels: bool
 
 
+class Cancel(NamedTuple):
+    """Nobody waits for the answer to request `id` any more. Answering it all the same is no fault.
+
+    It follows the batch that holds the request, and may cross the answer.
+    """
+
+    id: bytes
+
+
+class Ping(enum.Enum):
+    """Are you there? Answered between batches."""
+
+    PING = PING_COMMAND
+
+
 class Prediction(NamedTuple):
     """The answer to one request. A large body is a view of what was received."""
 
@@ -118,6 +146,9 @@ class LoadReply(NamedTuple):
     message: str
 
 
+Command = LoadModel | list[PredictRequest] | Cancel | Ping
+
+
 # NamedTuple's own constructor takes twice as long as this one.
 _new_tuple = tuple.__new__
 
@@ -137,10 +168,18 @@ def encode_load(msg: LoadModel) -> bytes:
     )
 
 
+PING = PING_COMMAND
+
+
+def encode_cancel(request_id: bytes) -> bytes:
+    return CANCEL_COMMAND + encode_field(request_id)
+
+
 def encode_predict(requests: Sequence[PredictRequest]) -> list[Buffer]:
     """The batch as buffers to be written in this order.
 
-    Large bodies are the caller's own objects, so they must not change before they are written.
+    Every second buffer is a large body, and the one before it ends with its length. They are the
+    caller's own objects, so they must not change before they are written.
     """
     buffers: list[Buffer] = []
     pieces: list[Buffer] = [PREDICT_COMMAND]
@@ -221,9 +260,20 @@ def encode_predict_reply(
     return buffers
 
 
+PONG_MESSAGE = "pong"
+PONG = pack_int(200) + encode_field(PONG_MESSAGE.encode()) + END
+
+
+def is_pong(reply: PredictReply) -> bool:
+    return not reply.predictions and reply.message == PONG_MESSAGE
+
+
 # How almost every reply begins: code and message, encoded.
 _SUCCESS_HEAD = pack_int(200) + encode_field(SUCCESS_MESSAGE.encode())
 _SUCCESS_HEAD_BYTES = len(_SUCCESS_HEAD)
+
+
+SharedBody = Callable[[int, int, int], Buffer]
 
 
 class ReplyReader:
@@ -233,9 +283,12 @@ class ReplyReader:
     between messages. After a ProtocolError the reader gives nothing but that error.
 
     max_field_bytes: the largest id, header, phrase or body accepted.
+    shared_body: finds a body in shared memory by number, offset and size, or raises ProtocolError;
+        without it a reference is an impossible length. May be set between two messages.
     """
 
     def __init__(self, max_field_bytes: int) -> None:
+        self.shared_body: SharedBody | None = None
         self._limit = max_field_bytes
         self._input = ByteInput()
         self._failure: ProtocolError | None = None
@@ -384,16 +437,26 @@ class ReplyReader:
                     position = stop + 4
                     count -= 1
 
-                if not 0 <= size <= limit:
-                    raise length_error("response body", size, limit)
-                stop = position + size
-                if stop + 4 > end:
-                    buffer, position, end = yield from more(buffer, position, size + 4)
-                    stop = size
-                if size < LARGE_BODY_BYTES:
-                    body = buffer[position:stop]
+                if 0 <= size <= limit:
+                    stop = position + size
+                    if stop + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, size + 4)
+                        stop = size
+                    if size < LARGE_BODY_BYTES:
+                        body = buffer[position:stop]
+                    else:
+                        body = memoryview(buffer)[position:stop]
+                elif size == REFERENCE_MARK and self.shared_body is not None:
+                    stop = position + REFERENCE_REST.size
+                    if stop + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, 16)
+                        stop = REFERENCE_REST.size
+                    number, offset, size = REFERENCE_REST.unpack_from(buffer, position)
+                    if not 0 <= size <= limit:
+                        raise length_error("response body", size, limit)
+                    body = self.shared_body(number, offset, size)
                 else:
-                    body = memoryview(buffer)[position:stop]
+                    raise length_error("response body", size, limit)
                 predictions.append(
                     _new_tuple(
                         Prediction, (request_id, content_type, status, reason, headers, body)
@@ -420,10 +483,15 @@ class CommandReader:
     While a large body is on its way, `body_space` is the place for its next bytes: a socket may
     read into it and then call `body_filled`, which saves all copies. It is a fresh view each time
     and must not be kept.
+
+    shared_body: copies a body out of shared memory, as in `ReplyReader`.
     """
 
-    def __init__(self, max_field_bytes: int = MAX_LENGTH) -> None:
+    def __init__(
+        self, max_field_bytes: int = MAX_LENGTH, shared_body: SharedBody | None = None
+    ) -> None:
         self._limit = max_field_bytes
+        self._shared_body = shared_body
         self._input = ByteInput()
         self._failure: ProtocolError | None = None
         self._commands = self._parse_commands()
@@ -456,7 +524,7 @@ class CommandReader:
         if count < len(data):
             self._input.feed(view[count:])
 
-    def next(self) -> LoadModel | list[PredictRequest] | None:
+    def next(self) -> Command | None:
         """The next command, or None until more bytes are fed."""
         try:
             return next(self._commands)
@@ -467,7 +535,7 @@ class CommandReader:
             # A generator that has raised is over, and says so from then on.
             raise self._failure or ProtocolError("the reader is closed") from None
 
-    def _parse_commands(self) -> Generator[LoadModel | list[PredictRequest] | None, None, None]:
+    def _parse_commands(self) -> Generator[Command | None, None, None]:
         source = self._input
         while True:
             while source.position == len(source.buffer):
@@ -479,6 +547,10 @@ class CommandReader:
                 yield (yield from self._parse_batch())
             elif command == LOAD_COMMAND[0]:
                 yield (yield from self._parse_load())
+            elif command == CANCEL_COMMAND[0]:
+                yield (yield from self._parse_cancel())
+            elif command == PING_COMMAND[0]:
+                yield Ping.PING
             else:
                 raise ProtocolError(f"Invalid command: {bytes((command,))!r}")
 
@@ -499,6 +571,12 @@ class CommandReader:
             envelope,
             limit_flag != 0,
         )
+
+    def _parse_cancel(self) -> Generator[None, None, Cancel]:
+        size = yield from self._int()
+        if not 0 <= size <= self._limit:
+            raise length_error("request id", size, self._limit)
+        return Cancel((yield from self._bytes(size)))
 
     def _bytes(self, count: int) -> Generator[None, None, bytes]:
         source = self._input
@@ -596,7 +674,17 @@ class CommandReader:
                 (size,) = int_at(buffer, stop)
                 position = stop + 4
                 if not 0 <= size <= limit:
-                    raise length_error("parameter value", size, limit)
+                    if size != REFERENCE_MARK or self._shared_body is None:
+                        raise length_error("parameter value", size, limit)
+                    stop = position + REFERENCE_REST.size
+                    if stop + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, 16)
+                        stop = REFERENCE_REST.size
+                    body = self._shared_body(*REFERENCE_REST.unpack_from(buffer, position))
+                    parts.append(_new_tuple(Part, (name, content_type, body)))
+                    (size,) = int_at(buffer, stop)
+                    position = stop + 4
+                    continue
                 stop = position + size
                 if stop + 4 <= end:
                     body = bytearray(memoryview(buffer)[position:stop])

@@ -140,6 +140,20 @@ WORKER_RESTARTS = MetricDefinition(
     dimensions=("model_name", "model_version", "cause"),
     help="Workers that ended or were ended without being asked to, by cause.",
 )
+RERUNS = MetricDefinition(
+    name="ts_rerun_requests_total",
+    kind=MetricKind.COUNTER,
+    unit="Count",
+    dimensions=("model_name", "model_version", "reason"),
+    help="Requests that ran again, after the death of a worker or the failure of a batch.",
+)
+QUARANTINED = MetricDefinition(
+    name="ts_quarantined_requests_total",
+    kind=MetricKind.COUNTER,
+    unit="Count",
+    dimensions=("model_name", "model_version"),
+    help="Requests that were given up, since too many workers died while they ran them.",
+)
 LATENCY_SECONDS = MetricDefinition(
     name="ts_inference_latency_seconds",
     kind=MetricKind.HISTOGRAM,
@@ -149,4 +163,25 @@ LATENCY_SECONDS = MetricDefinition(
     # From a small model on a CPU to a long generation.
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
-OWN_METRICS = (QUEUE_DEPTH, WORKERS, WORKER_RESTARTS, LATENCY_SECONDS)
+TASKS = MetricDefinition(
+    name="ts_event_loop_tasks",
+    kind=MetricKind.GAUGE,
+    unit="Count",
+    help="Tasks of the server's event loop; a number that only grows is a leak.",
+)
+CONNECTIONS = MetricDefinition(
+    name="ts_http_connections",
+    kind=MetricKind.GAUGE,
+    unit="Count",
+    help="Open HTTP connections of all listeners.",
+)
+OWN_METRICS = (
+    TASKS,
+    CONNECTIONS,
+    QUEUE_DEPTH,
+    WORKERS,
+    WORKER_RESTARTS,
+    RERUNS,
+    QUARANTINED,
+    LATENCY_SECONDS,
+)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -55,8 +54,6 @@ _FLUSHED = (
 _FLUSH_INTERVAL_S = 1.0
 _SHOWN_CHARACTERS = 300  # of a name or line from a worker
 _MAX_REPORTS = 1000
-
-_EXIT = re.compile(r"\((ended by signal \d{1,3}|exit code \d{1,3})\)$")
 
 
 class MetricsMode(enum.Enum):
@@ -177,14 +174,24 @@ class ServerMetrics:
         self._record_server("WorkerLoadTime", (worker_name, "Host"), int(load_ms))
 
     def died(self, model: Model, cause: str) -> None:
-        """cause: in words; only how the process ended becomes a label, as words have no end."""
-        ending = _EXIT.search(cause)
-        restarts = self.registry.counter(own.WORKER_RESTARTS.name)
-        label = ending[1] if ending else "other"
-        restarts.child(model.id.name, model.id.version, label).value += 1
+        """cause: one of few short texts."""
+        self._count(own.WORKER_RESTARTS.name, *model.id, cause)
+
+    def rerun(self, model: Model, reason: str, requests: int) -> None:
+        self._count(own.RERUNS.name, *model.id, reason, by=requests)
+
+    def quarantined(self, model: Model) -> None:
+        self._count(own.QUARANTINED.name, *model.id)
+
+    def _count(self, name: str, *labels: str, by: int = 1) -> None:
+        self.registry.counter(name).child(*labels).value += by
 
     def set_queue_depth(self, name: str, version: str, waiting: int) -> None:
         self.registry.gauge(own.QUEUE_DEPTH.name).child(name, version).value = waiting
+
+    def set_load(self, tasks: int, connections: int) -> None:
+        self.registry.gauge(own.TASKS.name).child().value = tasks
+        self.registry.gauge(own.CONNECTIONS.name).child().value = connections
 
     def set_workers(self, name: str, version: str, counts: Mapping[str, int]) -> None:
         """counts: by state; a state that was seen before and is not named now has none."""

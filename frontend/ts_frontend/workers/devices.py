@@ -10,12 +10,12 @@ class DeviceAllocator:
 
     A model with `device_ids` goes round its own list; all others share one turn over all GPUs.
     TorchServe starts that shared turn at GPU 1; here it starts at GPU 0, where people look for the
-    first worker.
+    first worker, unless `first` says otherwise.
     """
 
-    def __init__(self, gpu_count: int) -> None:
+    def __init__(self, gpu_count: int, first: int = 0) -> None:
         self.gpu_count = gpu_count
-        self._next_shared = 0
+        self._next_shared = first
         self._next_of: dict[str, int] = {}
 
     def next_gpu(

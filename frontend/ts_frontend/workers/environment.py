@@ -12,9 +12,11 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ts.protocol.controls import CONTROLS_VARIABLE
 from ts.protocol.log_lines import LEVELS_VARIABLE
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.model import Model, ParallelType
+from ts_frontend.workers.connections.shared_memory import SharedBodies, SharedMemoryLane
 
 MAX_PORT = 65535
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, without its closing zero
@@ -29,6 +31,7 @@ class WorkerLaunch:
     environment: what workers inherit; secrets and hidden names are already taken out.
     socket_dir:  private to this server (mode 0700), so that two servers never share a socket.
     max_field_bytes: the largest part of a reply that is accepted (`max_response_size`).
+    shared_bodies: memory that large bodies may lie in; None sends all through the socket.
     """
 
     home: str
@@ -43,6 +46,7 @@ class WorkerLaunch:
     cpu_launcher_args: Sequence[str] | None = None
     debug_port: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    shared_bodies: SharedBodies | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument if the folder's path is too long for sockets in it."""
@@ -115,6 +119,19 @@ class WorkerLaunch:
             return [python]
         return [python, "-m", "torch.backends.xeon.run_cpu", *launcher]
 
+    def open_lane(self, model: Model) -> SharedMemoryLane | None:
+        """Shared memory with one process to be started; None where that cannot be or is off.
+
+        Launchers that stand between us and the worker close what they do not know.
+        """
+        is_direct = self.cpu_launcher_args is None and model.config.parallel_type in (
+            ParallelType.NONE,
+            ParallelType.CUSTOM,
+        )
+        if self.shared_bodies is None or not is_direct:
+            return None
+        return self.shared_bodies.open_lane()
+
     def worker_environment(self, model: Model, gpus: Sequence[int]) -> dict[str, str]:
         environment = {**self.environment, **self.variables}
         environment["PYTHONPATH"] = os.pathsep.join(self._python_path(model))
@@ -122,6 +139,9 @@ class WorkerLaunch:
         environment["TS_WORKER_DIE_WITH_PARENT"] = str(os.getpid())
         environment[LEVELS_VARIABLE] = "1"
         config = model.config
+        if config.parallel_type in (ParallelType.NONE, ParallelType.CUSTOM):
+            # Of several ranks only one would hear of a cancel, and leave the others waiting.
+            environment[CONTROLS_VARIABLE] = "1"
         if config.torchrun is not None and config.parallel_type is not ParallelType.NONE:
             environment["LOGLEVEL"] = "INFO"
             environment["OMP_NUM_THREADS"] = str(config.torchrun.omp_threads)

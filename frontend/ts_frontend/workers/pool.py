@@ -3,6 +3,9 @@
 Free workers wait in `_idle`; whenever a job comes or a worker becomes free, `feed` pairs the two by
 what the queue's policy says. Both sides are plain calls, so between a request's arrival and its
 bytes on the worker's socket nothing waits for the event loop's next turn.
+
+What a worker could not finish comes back here: see `reruns`. What wears out is replaced: see
+`recycling`.
 """
 
 from __future__ import annotations
@@ -10,18 +13,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from ts_frontend.core.batching import WaitUntil
 from ts_frontend.core.clock import monotonic
-from ts_frontend.core.errors import NoWorker, ServingError
+from ts_frontend.core.errors import ModelError, NoWorker, ServingError, WorkerDied
 from ts_frontend.core.job import Job
 from ts_frontend.core.model import Model, ParallelType
 from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.workers.batch_worker import BatchWorker
 from ts_frontend.workers.concurrent_worker import ConcurrentWorker
+from ts_frontend.workers.continuous_worker import ContinuousWorker
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
-from ts_frontend.workers.worker import Connect, Worker, WorkerMeters, WorkerPlace, WorkerTimes
+from ts_frontend.workers.failure import WorkerFailure
+from ts_frontend.workers.owner import WorkerMeters
+from ts_frontend.workers.recycling import Recycler
+from ts_frontend.workers.reruns import Reruns
+from ts_frontend.workers.session import Connect, WorkerPlace, WorkerTimes
+from ts_frontend.workers.watch import WorkerWatch
+from ts_frontend.workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +49,9 @@ class WorkerPool:
         devices: DeviceAllocator,
         meters: WorkerMeters,
         times: WorkerTimes = WorkerTimes(),  # noqa: B008 - frozen
+        watch: WorkerWatch | None = None,
     ) -> None:
+        """watch: has this pool look after its workers now and then (`check`)."""
         self.model = model
         self.min_workers = 0
         self.max_workers = 0
@@ -49,11 +63,18 @@ class WorkerPool:
         self._devices = devices
         self._meters = meters
         self._times = times
+        self._watch = watch
+        self._reruns = Reruns(model, meters)
+        self._recycler = Recycler(self)
+        self._beside: list[Worker] = []  # the replacement that loads, until it is one of `workers`
+        self._retiring: set[Worker] = set()  # take no more, and finish what they run
         self._idle: deque[Worker] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         model.queue.on_put = self.feed
+        if watch is not None:
+            watch.add(self)
 
     @property
     def can_serve(self) -> bool:
@@ -68,6 +89,11 @@ class WorkerPool:
         return bool(self._idle)
 
     @property
+    def ready_count(self) -> int:
+        """How many workers share the work now."""
+        return sum(worker.state is WorkerState.READY for worker in self.workers)
+
+    @property
     def healthy_count(self) -> int:
         return sum(worker.is_healthy for worker in self.workers)
 
@@ -76,6 +102,8 @@ class WorkerPool:
     def feed(self) -> None:
         """Give waiting jobs to free workers, as the batching policy says."""
         queue = self.model.queue
+        if self._reruns.groups:
+            self._feed_reruns()
         while self._idle:
             now_s = monotonic()
             batch = queue.next_batch(now_s)
@@ -89,6 +117,25 @@ class WorkerPool:
             if worker.is_busy and not worker.is_full:
                 self._idle.append(worker)
         self._feed_ahead()
+
+    def top_up(self, worker: Worker, room: int) -> None:
+        """Up to `room` of those who wait join the batch that `worker` has under way."""
+        now_s = monotonic()
+        if batch := self.model.queue.take(room, now_s):
+            self._hand_over(batch, worker, now_s)
+
+    def _feed_reruns(self) -> None:
+        """What has waited longest and may be a worker's death goes first, each group by itself."""
+        for worker in list(self._idle):
+            if not worker.takes_suspect:
+                continue
+            batch = self._reruns.take(monotonic())
+            if batch is None:
+                return
+            self._idle.remove(worker)
+            worker.run_batch(batch)
+            if not worker.is_full:
+                self._idle.append(worker)
 
     def _feed_ahead(self) -> None:
         """Nobody is idle: send full batches ahead to fast workers, the least loaded first."""
@@ -136,8 +183,28 @@ class WorkerPool:
         if not self.can_serve:
             self._refuse_waiting()
 
+    def batch_lost(
+        self, jobs: Sequence[Job], error: WorkerDied, failure: WorkerFailure | None
+    ) -> None:
+        """A worker ended with `jobs` on board, by the server's own wish if `failure` is None."""
+        self._reruns.after_death(jobs, error, failure)
+        self._settle_reruns()
+
+    def batch_failed(self, jobs: Sequence[Job], error: ModelError) -> None:
+        self._reruns.after_failure(jobs, error)
+        self._settle_reruns()
+
+    def _settle_reruns(self) -> None:
+        if not self._reruns.groups:
+            return
+        if self.can_serve:
+            self.feed()
+        else:
+            self._reruns.fail_all()
+
     def _refuse_waiting(self) -> None:
         """Nobody is left who could ever answer: say so, instead of letting clients wait."""
+        self._reruns.fail_all()
         self.model.queue.fail_all(NoWorker.to_predict(self.model.id.name, None))
 
     # Size.
@@ -164,26 +231,44 @@ class WorkerPool:
         return started
 
     def _add_worker(self) -> Worker:
-        kind = ConcurrentWorker if self.model.config.async_communication else Worker
-        worker = kind(
+        worker = self._start_worker(self._place())
+        self.workers.append(worker)
+        return worker
+
+    def _start_worker(self, place: WorkerPlace) -> Worker:
+        worker: Worker = self._kind(
             self.model,
-            self._place(),
+            place,
             self._launch,
             self._connect,
             self,
             self._meters,
             self._times,
         )
-        self.workers.append(worker)
         task = asyncio.create_task(worker.run(), name=worker.name)
         self._tasks[worker] = task
         task.add_done_callback(lambda done: self._ended(worker, done))
         return worker
 
+    @property
+    def _kind(self) -> type[Worker]:
+        if self.model.config.continuous_batching:
+            return ContinuousWorker
+        return ConcurrentWorker if self.model.config.async_communication else BatchWorker
+
+    @property
+    def _is_parallel(self) -> bool:
+        config = self.model.config
+        return config.parallel_type is not ParallelType.NONE and config.parallel_level > 0
+
+    @property
+    def _allocator(self) -> PortAllocator:
+        return self._parallel_ports if self._is_parallel else self._ports
+
     def _place(self) -> WorkerPlace:
         config = self.model.config
         key = str(self.model.id)
-        if config.parallel_type is not ParallelType.NONE and config.parallel_level > 0:
+        if self._is_parallel:
             level = config.parallel_level
             gpus = self._devices.next_slice(key, level, config.device_type, config.device_ids)
             port = self._parallel_ports.take(level)
@@ -193,19 +278,57 @@ class WorkerPool:
 
     def _ended(self, worker: Worker, task: asyncio.Task[None]) -> None:
         self._tasks.pop(worker, None)
-        config = self.model.config
-        is_parallel = config.parallel_type is not ParallelType.NONE and config.parallel_level > 0
-        ports = self._parallel_ports if is_parallel else self._ports
-        ports.give_back(worker.place.port, worker.place.width)
+        self._retiring.discard(worker)
+        self._allocator.give_back(worker.place.port, worker.place.width)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("The task of %r failed.", worker, exc_info=error)
+
+    # Care.
+
+    def check(self) -> None:
+        """Look after the workers: is each alive, has one served enough?"""
+        for worker in self.workers:
+            worker.check()
+        self._recycler.check()
+
+    def add_beside(self, place: WorkerPlace) -> Worker:
+        """Start one worker more, on the GPUs of the one at `place`. It serves once it has loaded.
+
+        Raises InvalidArgument when there is no port for it.
+        """
+        port = self._allocator.take(place.width)
+        worker = self._start_worker(replace(place, port=port))
+        self._beside.append(worker)
+        return worker
+
+    def exchange(self, worker: Worker, replacement: Worker) -> None:
+        """Put what `add_beside` started in the place of `worker`, which finishes what it runs."""
+        if replacement in self._beside:
+            self._beside.remove(replacement)
+        if worker in self.workers:
+            self.workers[self.workers.index(worker)] = replacement
+            self._retire(worker)
+        else:  # it was taken out in the meantime
+            self._retire(replacement)
+
+    def drop_beside(self) -> None:
+        """What `add_beside` started is of no use."""
+        while self._beside:
+            self._stop_soon(self._beside.pop(), 0)
+
+    def _retire(self, worker: Worker) -> None:
+        self._retiring.add(worker)
+        self._stop_soon(worker, None)
 
     def _stop(self, workers: Iterable[Worker], grace_s: float) -> None:
         for worker in list(workers):
             self.workers.remove(worker)
-            task = asyncio.create_task(worker.stop(grace_s), name=f"stop {worker.name}")
-            self._stopping.add(task)
-            task.add_done_callback(self._stopping.discard)
+            self._stop_soon(worker, grace_s)
+
+    def _stop_soon(self, worker: Worker, grace_s: float | None) -> None:
+        task = asyncio.create_task(worker.stop(grace_s), name=f"stop {worker.name}")
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
 
     async def wait_loaded(self, workers: Iterable[Worker]) -> ServingError | None:
         """None when all of `workers` have loaded the model, else the first error that one met."""
@@ -224,9 +347,15 @@ class WorkerPool:
     async def close(self, grace_s: float) -> None:
         """Stop every worker and wait for the end of each; whatever still waits is answered."""
         self.min_workers = self.max_workers = 0
+        if self._watch is not None:
+            self._watch.discard(self)
         self._stop(self.workers, grace_s)
+        for worker in (*self._beside, *self._retiring):
+            self._stop_soon(worker, grace_s)
         while self._stopping or self._tasks:
             await asyncio.wait({*self._stopping, *self._tasks.values()})
+        if self._recycler.task is not None:
+            await asyncio.wait({self._recycler.task})
         self._refuse_waiting()
         if self._timer is not None:
             self._timer.cancel()

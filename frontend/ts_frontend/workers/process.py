@@ -31,6 +31,21 @@ LineSink = Callable[[str, str], None]
 """Called with the stream's name ("stdout" or "stderr") and a line without its end."""
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process was halted by a signal; False where the system does not tell."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"T"
+    return False
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory that a process occupies; 0 where the system does not tell."""
+    missing = (OSError, IndexError, ValueError)
+    with contextlib.suppress(*missing), open(f"/proc/{pid}/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 class WorkerProcess(asyncio.SubprocessProtocol):
     """One started process, in its own session so that its children can be ended with it.
 
@@ -55,8 +70,12 @@ class WorkerProcess(asyncio.SubprocessProtocol):
         environment: Mapping[str, str],
         working_dir: str,
         sink: LineSink,
+        descriptors: Sequence[int] = (),
     ) -> WorkerProcess:
-        """Raises OSError if the program cannot be started."""
+        """Raises OSError if the program cannot be started.
+
+        descriptors: of ours, which it gets under the same numbers.
+        """
         _, process = await asyncio.get_running_loop().subprocess_exec(
             lambda: cls(sink),
             *command,
@@ -66,6 +85,7 @@ class WorkerProcess(asyncio.SubprocessProtocol):
             env=dict(environment),
             cwd=working_dir,
             start_new_session=True,
+            pass_fds=tuple(descriptors),
         )
         return process
 

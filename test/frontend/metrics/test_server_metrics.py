@@ -310,18 +310,26 @@ class FakeModel:
 class TestOwnMetrics:
     def test_deaths_by_cause(self, make):
         fixture = make()
-        for cause in (
-            "the connection closed (ended by signal 9)",
-            "the connection closed (exit code 1)",
-            "no answer after 120 s",
-            "no answer after 121 s",
-        ):
+        for cause in ("ended by signal 9", "exit code 1", "no_reply", "no_reply"):
             fixture.metrics.died(FakeModel(), cause)
         counts = {
             key.partition("cause=")[2].partition(",")[0]: value
             for key, value in fixture.scrape("ts_worker_restarts_total").items()
         }
-        assert counts == {"ended by signal 9": 1, "exit code 1": 1, "other": 2}
+        assert counts == {"ended by signal 9": 1, "exit code 1": 1, "no_reply": 2}
+
+    def test_second_chances(self, make):
+        fixture = make()
+        fixture.metrics.rerun(FakeModel(), "worker_death", 3)
+        fixture.metrics.rerun(FakeModel(), "batch_failure", 1)
+        fixture.metrics.rerun(FakeModel(), "worker_death", 1)
+        fixture.metrics.quarantined(FakeModel())
+        reruns = fixture.scrape("ts_rerun_requests_total")
+        assert {key.partition("reason=")[2]: value for key, value in reruns.items()} == {
+            "worker_death": 4,
+            "batch_failure": 1,
+        }
+        assert list(fixture.scrape("ts_quarantined_requests_total").values()) == [1]
 
     def test_gauges_are_set_when_somebody_looks(self, make):
         fixture = make()

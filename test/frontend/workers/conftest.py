@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # fakes.py, worker_be
 
 from worker_bench import Bench
 
-from ts_frontend.workers import worker as worker_module
+from ts_frontend.workers import batch_worker
 
 
 def pytest_asyncio_loop_factories(
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def nothing_is_sent_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a worker counts as fast depends on the machine; the tests that mean it say so."""
-    monkeypatch.setattr(worker_module, "AHEAD_S", 0.0)
+    monkeypatch.setattr(batch_worker, "AHEAD_S", 0.0)
 
 
 @pytest.fixture

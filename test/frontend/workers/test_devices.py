@@ -28,6 +28,11 @@ def test_ordinary_workers(gpu_count: int, workers: list[tuple[str, str, object, 
         assert devices.next_gpu(model, device_type, device_ids) == gpu  # type: ignore[arg-type]
 
 
+def test_torchserves_first_gpu() -> None:
+    devices = DeviceAllocator(3, first=1)
+    assert [devices.next_gpu("a", GPU, None) for _ in range(4)] == [1, 2, 0, 1]
+
+
 SLICES = [
     (0, 2, GPU, None, [[], []]),
     (4, 2, CPU, None, [[], []]),

@@ -45,7 +45,7 @@ from ts_frontend.core.errors import (
 from ts_frontend.core.job import Job, JobState
 from ts_frontend.core.model import ParallelType
 from ts_frontend.core.worker_state import WorkerState
-from ts_frontend.workers import worker as worker_module
+from ts_frontend.workers import batch_worker
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator
 from ts_frontend.workers.pool import WorkerPool
@@ -208,7 +208,7 @@ async def test_a_dying_worker_takes_only_its_own_batch(bench: Bench, script: Scr
 
 async def fast(bench: Bench, monkeypatch: pytest.MonkeyPatch, workers: int = 1) -> WorkerPool:
     """A pool whose workers are known to be fast, and are not in the next batches."""
-    monkeypatch.setattr(worker_module, "AHEAD_S", 1.0)
+    monkeypatch.setattr(batch_worker, "AHEAD_S", 1.0)
     pool = await bench.serving(workers)
     for _ in range(15 * workers):
         await answer_of(ask(pool))
@@ -251,7 +251,7 @@ async def test_a_slow_worker_is_sent_nothing_ahead(
 ) -> None:
     pool = await fast(bench, monkeypatch)
     (worker,) = pool.workers
-    monkeypatch.setattr(worker_module, "AHEAD_S", 1e-9)
+    monkeypatch.setattr(batch_worker, "AHEAD_S", 1e-9)
     jobs = [ask(pool), ask(pool)]
     await turns()
     assert worker.in_flight == 1
@@ -265,7 +265,7 @@ async def test_no_worker_is_sent_too_much_ahead(
     bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = await fast(bench, monkeypatch)
-    monkeypatch.setattr(worker_module, "MAX_AHEAD", 3)
+    monkeypatch.setattr(batch_worker, "MAX_AHEAD", 3)
     for _ in range(5):
         ask(pool)
     assert pool.workers[0].in_flight == 3
@@ -285,7 +285,7 @@ async def test_an_incomplete_batch_is_not_sent_ahead(
     bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would gain nothing, and might have been filled while the worker was busy."""
-    monkeypatch.setattr(worker_module, "AHEAD_S", 1.0)
+    monkeypatch.setattr(batch_worker, "AHEAD_S", 1.0)
     pool = await bench.serving(batch_size=2)
     for _ in range(15):
         await answer_of(ask(pool))
@@ -668,7 +668,7 @@ def test_every_job_ends_once_whatever_happens(
         tempfile.TemporaryDirectory(prefix="ts-") as folder,
         pytest.MonkeyPatch.context() as monkeypatch,
     ):
-        monkeypatch.setattr(worker_module, "AHEAD_S", 1.0 if is_fast else 0.0)
+        monkeypatch.setattr(batch_worker, "AHEAD_S", 1.0 if is_fast else 0.0)
         uvloop.run(live_through(steps, batch_size, window_s, is_fast, Path(folder)))
 
 
