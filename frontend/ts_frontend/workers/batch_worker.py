@@ -26,6 +26,17 @@ AHEAD_S = 0.001
 MAX_AHEAD = 16
 BATCH_TIME_WEIGHT = 0.2  # of the newest batch in the smoothed batch time
 
+# What the handler itself takes is best told by the shortest batches: the others wait for the
+# processor and for their turn too. It is forgotten slowly, so that a handler that has become slower
+# is seen after some hundred batches, and the smoothed time must not say something quite different.
+LEAST_TIME_GROWTH = 1.01  # a batch
+MAX_SMOOTHED = 2  # times AHEAD_S
+
+# To wake a second process costs more than so short a handler's batch takes, and the frontend does
+# not feed even one worker at this pace.
+FAST_S = 50e-6
+MAX_SMOOTHED_FAST = 4  # times FAST_S; one that is slow now and then must not keep others waiting
+
 
 def push_prediction(job: Job, prediction: Prediction) -> bool:
     """Give `job` one piece of its answer; True if the worker marked it as the last one."""
@@ -57,7 +68,9 @@ class BatchWorker(Worker):
         super().__init__(*args, **kwargs)
         self._batches: deque[list[Job]] = deque()
         self._began_s = 0.0  # when the oldest batch became the oldest
-        self._batch_s = AHEAD_S  # how long a batch takes, smoothed; at first nothing is sent ahead
+        # How long a batch takes, smoothed, and at least; at first nothing is sent ahead.
+        self._batch_s = AHEAD_S
+        self._least_batch_s = AHEAD_S
 
     @property
     def is_busy(self) -> bool:
@@ -78,7 +91,17 @@ class BatchWorker(Worker):
             self.state is WorkerState.READY
             and self._session.connection is not None  # else lost in this very turn
             and in_flight < MAX_AHEAD
-            and (in_flight + 1) * self._batch_s < AHEAD_S
+            and self._batch_s < MAX_SMOOTHED * AHEAD_S
+            and (in_flight + 1) * self._least_batch_s < AHEAD_S
+        )
+
+    @property
+    def is_awake(self) -> bool:
+        return (
+            bool(self._batches)
+            and self._least_batch_s < FAST_S
+            and self._batch_s < MAX_SMOOTHED_FAST * FAST_S
+            and self.takes_more
         )
 
     @property
@@ -151,9 +174,13 @@ class BatchWorker(Worker):
         self._batches.popleft()
         self._timeouts = 0
         now_s = monotonic()
-        self._batch_s += (now_s - self._began_s - self._batch_s) * BATCH_TIME_WEIGHT
+        took_s = now_s - self._began_s
+        self._batch_s += (took_s - self._batch_s) * BATCH_TIME_WEIGHT
+        self._least_batch_s *= LEAST_TIME_GROWTH
+        if took_s < self._least_batch_s:
+            self._least_batch_s = took_s
         if (times := self.model.queue.times) is not None:
-            times.add(len(batch), now_s - self._began_s)
+            times.add(len(batch), took_s)
         self._began_s = now_s
         if self._cancel_timer is not None:
             self._forget_cancels()

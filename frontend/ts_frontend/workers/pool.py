@@ -11,6 +11,7 @@ What a worker could not finish comes back here: see `reruns`. What wears out is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +19,17 @@ from dataclasses import replace
 
 from ts_frontend.core.batching import WaitUntil
 from ts_frontend.core.clock import monotonic
-from ts_frontend.core.errors import ModelError, NoWorker, ServingError, WorkerDied
+from ts_frontend.core.errors import (
+    InvalidArgument,
+    ModelError,
+    NoWorker,
+    ServingError,
+    WorkerDied,
+)
 from ts_frontend.core.job import Job
 from ts_frontend.core.model import Model, ParallelType
 from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.workers.autoscaler import Autoscaler
 from ts_frontend.workers.batch_worker import BatchWorker
 from ts_frontend.workers.concurrent_worker import ConcurrentWorker
 from ts_frontend.workers.continuous_worker import ContinuousWorker
@@ -50,12 +58,17 @@ class WorkerPool:
         meters: WorkerMeters,
         times: WorkerTimes = WorkerTimes(),  # noqa: B008 - frozen
         watch: WorkerWatch | None = None,
+        autoscaling: WorkerWatch | None = None,
     ) -> None:
-        """watch: has this pool look after its workers now and then (`check`)."""
+        """watch: has this pool look after its workers now and then (`check`).
+        autoscaling: has their number follow the load, between min_workers and max_workers.
+        """
         self.model = model
         self.min_workers = 0
         self.max_workers = 0
         self.workers: list[Worker] = []
+        self.is_dormant = False  # nobody is there, and a request is enough to change that
+        self.start_failure = ""  # why the last attempt to have workers was given up
         self._launch = launch
         self._connect = connect
         self._ports = ports
@@ -69,29 +82,59 @@ class WorkerPool:
         self._beside: list[Worker] = []  # the replacement that loads, until it is one of `workers`
         self._retiring: set[Worker] = set()  # take no more, and finish what they run
         self._idle: deque[Worker] = deque()
+        self._takes_turns = model.config.async_communication
+        self._last_fed: Worker | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[Worker, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         model.queue.on_put = self.feed
         if watch is not None:
             watch.add(self)
+        self._autoscaling = autoscaling
+        self._autoscaler = Autoscaler(self)
+        if autoscaling is not None:
+            autoscaling.add(self._autoscaler)
 
     @property
     def can_serve(self) -> bool:
         """Whether a request may wait here: some worker serves or may yet come back."""
-        for worker in self.workers:  # noqa: SIM110 - on every request a generator costs double
+        for worker in self.workers:  # on every request a generator costs double
             if worker.is_healthy:
                 return True
-        return False
+        return self.is_dormant
 
     @property
     def has_idle_worker(self) -> bool:
-        return bool(self._idle)
+        return bool(self._idle) or self.is_dormant
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits or runs here."""
+        return len(self.model.queue) > 0 or any(worker.is_busy for worker in self.workers)
+
+    @property
+    def unhealthy_reason(self) -> str:
+        """Why nobody can serve who should; "" where somebody can."""
+        if self.can_serve:
+            return ""
+        failures = [worker.last_failure for worker in self.workers if worker.last_failure]
+        return failures[0] if failures else self.start_failure
 
     @property
     def ready_count(self) -> int:
         """How many workers share the work now."""
         return sum(worker.state is WorkerState.READY for worker in self.workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all processes that this pool has, also of those that are on their way out."""
+        workers = {*self.workers, *self._beside, *self._retiring}
+        return [worker.pid for worker in workers if worker.pid > 0]
+
+    @property
+    def is_letting_go(self) -> bool:
+        """Whether workers are on their way out."""
+        return bool(self._retiring)
 
     @property
     def healthy_count(self) -> int:
@@ -112,11 +155,21 @@ class WorkerPool:
             if isinstance(batch, WaitUntil):
                 self._feed_at(batch.time_s, now_s)
                 return
-            worker = self._idle.popleft()
+            last = self._last_fed
+            if last is not None and last.is_awake:
+                self._hand_over(batch, last, now_s)
+                continue
+            worker = self._last_fed = self._next_idle()
             self._hand_over(batch, worker, now_s)
             if worker.is_busy and not worker.is_full:
                 self._idle.append(worker)
         self._feed_ahead()
+
+    def _next_idle(self) -> Worker:
+        """The one that worked last, since its caches are warm; those that run many requests at once
+        take turns.
+        """
+        return self._idle.popleft() if self._takes_turns else self._idle.pop()
 
     def top_up(self, worker: Worker, room: int) -> None:
         """Up to `room` of those who wait join the batch that `worker` has under way."""
@@ -215,6 +268,9 @@ class WorkerPool:
         Workers that go first finish what they run, for at most `grace_s` seconds. A worker that has
         given up is replaced: asking for workers again is the way to try again.
         """
+        self.is_dormant = False
+        self.start_failure = ""
+        self.model.queue.on_put = self.feed
         self._stop([worker for worker in self.workers if not worker.is_healthy], 0)
         surplus = len(self.workers) - max_workers
         if surplus > 0:
@@ -229,6 +285,42 @@ class WorkerPool:
         self.min_workers = min_workers
         self.max_workers = max_workers
         return started
+
+    def sleep(self, on_request: Callable[[], None]) -> None:
+        """Let all workers go when they have finished what they run; requests wait here from now
+        on, and each that comes calls `on_request`, until `scale` brings workers back.
+        """
+        self.is_dormant = True
+        self.model.queue.on_put = on_request
+        for worker in list(self.workers):
+            self.workers.remove(worker)
+            self._retire(worker)
+
+    async def wait_gone(self) -> None:
+        """Until the processes of all workers that have been let go have ended."""
+        while self._retiring:
+            tasks = {self._tasks[worker] for worker in self._retiring if worker in self._tasks}
+            if not tasks:
+                return
+            await asyncio.wait(tasks)
+
+    def grow(self, count: int) -> list[Worker]:
+        """Start up to `count` workers more, at most max_workers in all."""
+        count = min(count, self.max_workers - len(self.workers))
+        started: list[Worker] = []
+        with contextlib.suppress(InvalidArgument):  # no port is left
+            while len(started) < count:
+                started.append(self._add_worker())
+        return started
+
+    def shrink(self, count: int) -> int:
+        """Let up to `count` workers go that have nothing to do; returns how many went."""
+        idle = [worker for worker in self.workers if worker in self._idle and not worker.is_busy]
+        surplus = idle[max(0, len(idle) - count) :]
+        for worker in surplus:
+            self.workers.remove(worker)
+            self._retire(worker)
+        return len(surplus)
 
     def _add_worker(self) -> Worker:
         worker = self._start_worker(self._place())
@@ -340,15 +432,19 @@ class WorkerPool:
                     return error
         return None
 
-    def remove(self, workers: Iterable[Worker]) -> None:
-        """Take these out, at once: they could not be started."""
+    def remove(self, workers: Iterable[Worker], reason: str = "") -> None:
+        """Take these out, at once: they could not be started, for that reason."""
+        self.start_failure = reason
         self._stop([worker for worker in workers if worker in self.workers], 0)
 
     async def close(self, grace_s: float) -> None:
         """Stop every worker and wait for the end of each; whatever still waits is answered."""
         self.min_workers = self.max_workers = 0
+        self.is_dormant = False
         if self._watch is not None:
             self._watch.discard(self)
+        if self._autoscaling is not None:
+            self._autoscaling.discard(self._autoscaler)
         self._stop(self.workers, grace_s)
         for worker in (*self._beside, *self._retiring):
             self._stop_soon(worker, grace_s)

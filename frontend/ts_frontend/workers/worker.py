@@ -20,7 +20,7 @@ import time
 from ts.protocol.log_lines import split_level
 from ts.protocol.messages import PING, PredictReply, encode_cancel, is_pong
 from ts_frontend.core.clock import monotonic
-from ts_frontend.core.errors import ServingError, WorkerDied, WorkerStartFailed
+from ts_frontend.core.errors import SelfTestFailed, ServingError, WorkerDied, WorkerStartFailed
 from ts_frontend.core.job import Job, JobState
 from ts_frontend.core.model import Model
 from ts_frontend.core.worker_state import WorkerEvent, WorkerState, next_state
@@ -43,6 +43,10 @@ model_logger = logging.getLogger("MODEL_LOG")
 # Checks in a row that find a process stopped, or its ping overdue, before it is given up: one may
 # fall into a pause that ends by itself.
 BAD_CHECKS = 2
+
+# Loads in a row that fail for a reason that lasts, before it is believed: a file may still be on
+# its way over the network.
+LASTING_ATTEMPTS = 2
 
 
 class Worker:
@@ -76,6 +80,7 @@ class Worker:
         self.state = WorkerState.STARTING
         self.failure: WorkerFailure | None = None
         self.restarts = 0
+        self._lasting_failures = 0  # in a row
         self._timeouts = 0  # in a row, without an answer between them
         # Set once: None when the model is loaded, the error when the first attempt failed or it was
         # stopped before.
@@ -127,6 +132,11 @@ class Worker:
     def takes_more(self) -> bool:
         """Whether a batch may be sent ahead while it works on others."""
         raise NotImplementedError
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether it works, and so fast that a batch is better sent to it than to an idle one."""
+        return False
 
     @property
     def takes_suspect(self) -> bool:
@@ -259,6 +269,7 @@ class Worker:
     def _failed(self, failure: WorkerFailure) -> None:
         """The process is of no use any more: tell everybody who waits, then think about a retry."""
         self.failure = failure
+        self._lasting_failures = self._lasting_failures + 1 if failure.is_lasting else 0
         died = WorkerDied(out_of_memory=failure.is_out_of_memory)
         died.reason = f"worker_{failure.kind.value}"
         if self.state is WorkerState.STOPPING:
@@ -273,6 +284,9 @@ class Worker:
         self._meters.died(self.model, failure.label)
         self._give_up_work(died, failure)
         name, version = self.model.id
+        if failure.kind is FailureKind.SELF_TEST:
+            self._settle(SelfTestFailed.of(name, version, failure.reason))
+            return
         start_failed = WorkerStartFailed(
             f"Failed to start workers for model {name} version: {version}",
             cause=str(failure),
@@ -290,6 +304,15 @@ class Worker:
             self._log(f"Auto recovery start timestamp: {int(time.time() * 1000)}")
         else:
             self._log("Auto recovery failed again")
+        if self._lasting_failures >= LASTING_ATTEMPTS:
+            self._log(
+                f"No more retries: it would fail the same way again ({self.last_failure}). "
+                "Scale the model to try again.",
+                logging.ERROR,
+            )
+            self.advance(WorkerEvent.GIVE_UP)
+            self._owner.worker_is_gone(self)
+            return False
         if now_s - self._recovery_started_s >= self.model.config.max_retry_timeout_s:
             self._log(
                 "No more retries: the retry window (maxRetryTimeoutInSec) is over.", logging.ERROR

@@ -400,8 +400,7 @@ async def test_no_worker_is_replaced_without_a_limit(bench: Bench, script: Scrip
 
 async def test_one_at_a_time(bench: Bench, script: Script) -> None:
     pool = await bench.serving(2, care=WorkerCare(max_requests=1))
-    for _ in range(2):
-        await answer_of(ask(pool))
+    await asyncio.gather(answer_of(ask(pool)), answer_of(ask(pool)))  # one for each
     first, second = pool.workers
     pool.check()
     await wait_until(lambda: len(pool._beside) == 1)

@@ -77,8 +77,16 @@ async def test_a_request_that_came_before_the_workers_is_answered(
     assert await asyncio.gather(*map(answer_of, jobs)) == [b"1", b"2"]
 
 
-async def test_idle_workers_take_turns(bench: Bench, script: Script) -> None:
+async def test_the_worker_that_worked_last_is_used_first(bench: Bench, script: Script) -> None:
+    """Its caches are warm, and the others may sleep on."""
     pool = await bench.serving(3)
+    for _ in range(6):
+        await answer_of(ask(pool))
+    assert sorted(len(connection.batches) for connection in script.connections) == [0, 0, 6]
+
+
+async def test_workers_of_many_requests_take_turns(bench: Bench, script: Script) -> None:
+    pool = await bench.serving(3, async_communication=True)
     for _ in range(6):
         await answer_of(ask(pool))
     assert [len(connection.batches) for connection in script.connections] == [2, 2, 2]
@@ -198,7 +206,7 @@ async def test_a_dying_worker_takes_only_its_own_batch(bench: Bench, script: Scr
     script.then(holds, leaves)
     first, second, third = ask(pool, b"1"), ask(pool, b"2"), ask(pool, b"3")
     assert isinstance(await failure_of(second), WorkerDied)
-    script.connections[0].release()
+    script.connections[1].release()
     assert await answer_of(first) == b"1"
     assert await answer_of(third) == b"3"
 
@@ -209,9 +217,10 @@ async def test_a_dying_worker_takes_only_its_own_batch(bench: Bench, script: Scr
 async def fast(bench: Bench, monkeypatch: pytest.MonkeyPatch, workers: int = 1) -> WorkerPool:
     """A pool whose workers are known to be fast, and are not in the next batches."""
     monkeypatch.setattr(batch_worker, "AHEAD_S", 1.0)
+    monkeypatch.setattr(batch_worker, "FAST_S", 0.0)  # not so fast that they are kept awake
     pool = await bench.serving(workers)
-    for _ in range(15 * workers):
-        await answer_of(ask(pool))
+    for _ in range(15):
+        await asyncio.gather(*(answer_of(ask(pool)) for _ in range(workers)))
     assert bench.script is not None
     bench.script.default = holds
     return pool
@@ -279,6 +288,27 @@ async def test_the_least_loaded_worker_is_sent_more(
     for _ in range(6):
         ask(pool)
     assert [worker.in_flight for worker in pool.workers] == [3, 3]
+
+
+async def test_a_very_fast_worker_is_sent_more_before_an_idle_one_is_woken(
+    bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await fast(bench, monkeypatch, workers=2)
+    monkeypatch.setattr(batch_worker, "FAST_S", 1.0)
+    for _ in range(3):
+        ask(pool)
+    assert sorted(worker.in_flight for worker in pool.workers) == [0, 3]
+
+
+async def test_one_that_is_slow_now_and_then_keeps_nobody_waiting(
+    bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await fast(bench, monkeypatch, workers=2)
+    monkeypatch.setattr(batch_worker, "FAST_S", 1.0)
+    monkeypatch.setattr(batch_worker, "MAX_SMOOTHED_FAST", 0.0)
+    for _ in range(2):
+        ask(pool)
+    assert [worker.in_flight for worker in pool.workers] == [1, 1]
 
 
 async def test_an_incomplete_batch_is_not_sent_ahead(
@@ -439,9 +469,9 @@ async def test_the_others_take_over_from_a_worker_that_goes(bench: Bench, script
     pool.scale(1, 1, 20)
     await turns()
     script.connections[1].release()
-    assert await answer_of(jobs.pop(1)) == b"1"
+    assert await answer_of(jobs.pop(0)) == b"0"
     script.connections[0].release()
-    assert await asyncio.gather(*map(answer_of, jobs)) == [b"0", b"2", b"3"]
+    assert await asyncio.gather(*map(answer_of, jobs)) == [b"1", b"2", b"3"]
     assert [len(connection.batches) for connection in script.connections] == [3, 1]
 
 
