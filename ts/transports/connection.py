@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+import time
 from typing import Any
 
 from ts.protocol.frames import Buffer
@@ -17,6 +18,8 @@ RECEIVE_BYTES = 256 * 1024
 # How many buffers one system call takes (1024 on Linux).
 MAX_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
 
+
+SPIN_VARIABLE = "TS_WORKER_SPIN_US"
 
 # A silence of so long is used to give back memory that large replies have left.
 TRIM_AFTER_S = 1.0
@@ -39,6 +42,8 @@ class FrontendConnection:
         self._write_lock = threading.Lock()
         self._arrival = select.poll()
         self._arrival.register(sock, select.POLLIN)
+        self._spin_s = float(os.environ.get(SPIN_VARIABLE) or 0) / 1e6
+        self._comes_soon = False
         # One buffer for all reads: a fresh one for each would cost more than the call.
         self._space = memoryview(bytearray(RECEIVE_BYTES))
 
@@ -55,6 +60,8 @@ class FrontendConnection:
                 # side has read what was sent, for nothing. A poll tells the two apart.
                 if self._shared is not None and self._shared.has_garbage:
                     self._wait_and_trim()
+                elif self._spin_s:
+                    self._wait_awake()
                 else:
                     self._arrival.poll()
         return command
@@ -110,6 +117,20 @@ class FrontendConnection:
         """Wait for input, or for a silence to give memory back in."""
         if not self._arrival.poll(TRIM_AFTER_S * 1000):
             self.trim()
+
+    def _wait_awake(self) -> None:
+        """Wait for input, without sleep for as long as it came within last time.
+
+        To be woken takes longer than a small handler runs. Who is not needed soon sleeps, so a
+        worker with nothing to do costs nothing.
+        """
+        began_s = time.monotonic()
+        if self._comes_soon:
+            while time.monotonic() - began_s < self._spin_s:
+                if self._arrival.poll(0):
+                    return
+        self._arrival.poll()
+        self._comes_soon = time.monotonic() - began_s < self._spin_s
 
     def _receive(self, flags: int) -> None:
         reader = self._reader

@@ -1,0 +1,115 @@
+"""The worker's end of its connection: how it waits."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ts.protocol.messages import PredictRequest, encode_predict
+from ts.transports import connection as module
+from ts.transports.connection import FrontendConnection, FrontendDisconnected
+
+LONG_US = "10000000"
+
+
+class CountingPoll:
+    """The poll of the connection, and how often it was asked without waiting."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self.looks = 0
+        self.sleeps = 0
+        self.is_waited_for = threading.Event()
+
+    def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
+        if timeout_ms == 0:
+            self.looks += 1
+        else:
+            self.sleeps += 1
+        self.is_waited_for.set()
+        return self._poll.poll(timeout_ms)
+
+
+@pytest.fixture
+def frontend() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def command(number: int) -> bytes:
+    request = PredictRequest(b"%036d" % number, [], [])
+    return b"".join(encode_predict([request]))
+
+
+def receive_while_asked(
+    connection: FrontendConnection, poll: CountingPoll, ours: socket.socket, count: int
+) -> None:
+    """Commands that come only when the connection already waits."""
+    for number in range(count):
+        poll.is_waited_for.clear()
+
+        def send(number: int = number) -> None:
+            assert poll.is_waited_for.wait(10)
+            ours.sendall(command(number))
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        (request,) = connection.receive_command()
+        sender.join(10)
+        assert request.id == b"%036d" % number
+
+
+def test_waits_asleep_by_default(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = frontend
+    monkeypatch.delenv(module.SPIN_VARIABLE, raising=False)
+    connection = FrontendConnection(theirs)
+    poll = connection._arrival = CountingPoll(theirs)
+    receive_while_asked(connection, poll, ours, 3)
+    assert (poll.looks, poll.sleeps) == (0, 3)
+
+
+def test_stays_awake_for_what_comes_soon(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = frontend
+    monkeypatch.setenv(module.SPIN_VARIABLE, LONG_US)
+    connection = FrontendConnection(theirs)
+    poll = connection._arrival = CountingPoll(theirs)
+    receive_while_asked(connection, poll, ours, 3)
+    assert poll.sleeps == 1  # the first: nothing was known yet
+    assert poll.looks >= 2
+
+
+def test_sleeps_again_after_a_silence(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = frontend
+    monkeypatch.setenv(module.SPIN_VARIABLE, "1")
+    connection = FrontendConnection(theirs)
+    connection._comes_soon = True
+    poll = connection._arrival = CountingPoll(theirs)
+    looked = poll.poll
+
+    def slow_poll(timeout_ms: float | None = None) -> list[tuple[int, int]]:
+        if timeout_ms != 0:
+            ours.sendall(command(1))
+        return looked(timeout_ms)
+
+    monkeypatch.setattr(poll, "poll", slow_poll)
+    (request,) = connection.receive_command()
+    assert request.id == b"%036d" % 1
+    assert poll.sleeps == 1
+    assert not connection._comes_soon
+
+
+def test_the_end_is_seen_while_it_waits_awake(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = frontend
+    monkeypatch.setenv(module.SPIN_VARIABLE, LONG_US)
+    connection = FrontendConnection(theirs)
+    connection._comes_soon = True
+    ours.close()
+    with pytest.raises(FrontendDisconnected):
+        connection.receive_command()
