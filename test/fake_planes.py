@@ -24,6 +24,9 @@ from ts_frontend.core.registry import ModelRegistry
 from ts_frontend.data_plane import DataPlane
 from ts_frontend.dialects.base import Planes
 from ts_frontend.health import Health
+from ts_frontend.metrics.catalog import MetricCatalog
+from ts_frontend.metrics.server_metrics import ServerMetrics
+from ts_frontend.rollout.rollouts import Rollouts
 
 Behaviour = Callable[[Job], None]
 
@@ -67,9 +70,12 @@ class PlayedModel:
         self.can_serve = True
         self.has_idle_worker = True
         self.ready_count = 1
+        self.is_dormant = False
+        self.unhealthy_reason = ""
         # As a pool has them.
         self.workers: list[object] = [object()]
         self.min_workers = self.max_workers = self.healthy_count = 1
+        self.is_busy = self.is_dormant = False
         model.workers = self
         model.queue.on_put = self._take
 
@@ -160,6 +166,7 @@ class FakePlanes:
         self.planes = Planes(
             data=DataPlane(self.registry),
             control=control,
+            rollouts=Rollouts(control, ServerMetrics(MetricCatalog(), "host")),
             health=health,
             tokens=options.pop("tokens", None),
             render_metrics=lambda names: b"",

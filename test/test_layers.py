@@ -25,7 +25,7 @@ SOURCE_ROOTS = {
 }
 
 CAPABILITIES = frozenset({"core", "archive", "workers", "metrics", "settings", "snapshot"})
-PLANES = frozenset({"data_plane", "control_plane", "health"})
+PLANES = frozenset({"data_plane", "control_plane", "health", "residency", "rollout"})
 ANY_ROOM = frozenset({"*"})
 
 # Room of ts_frontend -> what of ts_frontend it may import besides itself. Longer names
@@ -43,8 +43,10 @@ ROOMS: dict[str, frozenset[str]] = {
     "private_folder": frozenset(),
     "archive_report": frozenset({"core", "archive"}),
     "data_plane": CAPABILITIES,
-    "control_plane": CAPABILITIES,
+    "residency": CAPABILITIES,
+    "control_plane": CAPABILITIES | {"residency"},
     "health": CAPABILITIES,
+    "rollout": CAPABILITIES | {"control_plane"},
     "http": frozenset({"core.errors", "settings"}),
     "grpc": frozenset({"core.errors", "settings"}),
     "dialects": frozenset({"core", "http", "grpc", "settings", "tokens"}) | PLANES,
@@ -93,7 +95,9 @@ TS_LAYERS: dict[str, int] = {
     "model_service": 3,
     "arg_parser": 4,
     "handler_check": 4,
+    "containment": 2,
     "model_service_worker": 4,
+    "worker_zygote": 4,
     "model_server": 5,
     "launcher": 6,
     "llm_launcher": 7,

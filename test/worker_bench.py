@@ -23,6 +23,7 @@ from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
 from ts_frontend.workers.pool import WorkerPool
 from ts_frontend.workers.session import Connect, WorkerTimes
+from ts_frontend.workers.watch import WorkerWatch
 
 TEST = Path(__file__).resolve().parent
 FIRST_PORT = 9000
@@ -84,6 +85,7 @@ class Bench:
         self.parallel_ports = PortAllocator(29500, is_tcp=False)
         self.devices = DeviceAllocator(0)
         self.pools: list[WorkerPool] = []
+        self.autoscaling: WorkerWatch | None = None
 
     def use_tcp(self) -> None:
         self.connection = "tcp"
@@ -138,6 +140,7 @@ class Bench:
             self.devices,
             self.meters,
             times,
+            autoscaling=self.autoscaling,
         )
         model.workers = pool
         self.pools.append(pool)

@@ -16,7 +16,8 @@ class ArgParser:
             prog="torchserve",
             description="Torchserve: serve models",
             epilog="To try a model without a server: torchserve --try MODEL --input FILE; "
-            "more with torchserve --try MODEL --help.",
+            "more with torchserve --try MODEL --help. To let a new version of a model take over "
+            "in a running server: torchserve --rollout MODEL --help.",
         )
         action = parser.add_mutually_exclusive_group(required=False)
         action.add_argument(

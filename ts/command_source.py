@@ -34,8 +34,7 @@ class CommandSource:
         Raises FrontendDisconnected, or ProtocolError for bytes that are no command.
         """
         with self._lock:
-            if self._cancelled:
-                self._forget_answered()
+            self._forget_answered()
             while True:
                 if self._ahead:
                     command = self._ahead.popleft()
@@ -80,8 +79,9 @@ class CommandSource:
             self._cancelled.add(_text(cancel.id))
 
     def _forget_answered(self) -> None:
-        self._running = []
-        self._cancelled &= {_text(request.id) for batch in self._batches() for request in batch}
+        self._running = []  # its bodies would stay in memory for as long as nothing comes
+        if self._cancelled:
+            self._cancelled &= {_text(request.id) for batch in self._batches() for request in batch}
 
     def _batches(self) -> list[list[PredictRequest]]:
         return [self._running, *(command for command in self._ahead if type(command) is list)]

@@ -102,7 +102,6 @@ class Context:
         self.header_key_sequence_end = environ.get(
             "TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end"
         )
-        self._next_prediction_time_s = 0.0
         self.stopping_criteria: Any = None
 
         self._metrics = metrics

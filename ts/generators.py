@@ -22,7 +22,8 @@ import asyncio
 import os
 import types
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 from ts.context import Context, RequestCancelled
@@ -61,15 +62,13 @@ def drain(ret: Any, request_ids: Mapping[int, str], context: Context) -> list[An
     batch = _Batch(ret, request_ids, context)
     try:
         while batch.streams:
-            for stream in batch.take_unread():
-                _close(stream.generator)
+            _close(batch.take_unread())
             for stream in batch.streams:
                 stream.accept(*_advance(stream.generator))
             batch.send_round()
         return batch.items
     finally:
-        for stream in batch.streams:
-            _close(stream.generator)
+        _close(batch.streams)
 
 
 async def drain_async(ret: Any, request_ids: Mapping[int, str], context: Context) -> list[Any]:
@@ -77,15 +76,13 @@ async def drain_async(ret: Any, request_ids: Mapping[int, str], context: Context
     batch = _Batch(ret, request_ids, context)
     try:
         while batch.streams:
-            for stream in batch.take_unread():
-                await _close_async(stream.generator)
+            await _close_async(batch.take_unread())
             for stream in batch.streams:
                 stream.accept(*await _advance_async(stream.generator))
             batch.send_round()
         return batch.items
     finally:
-        for stream in batch.streams:
-            await _close_async(stream.generator)
+        await _close_async(batch.streams)
 
 
 def run_to_end(ret: Any) -> None:
@@ -96,7 +93,7 @@ def run_to_end(ret: Any) -> None:
     try:
         _, is_over = _advance(ret)
     finally:
-        _close(ret)
+        _close([_Stream(ret, None)])
     if not is_over:
         raise StreamError("the handler yielded something for the call without data at its start")
 
@@ -258,18 +255,24 @@ async def _advance_async(generator: Any) -> tuple[Any, bool]:
         raise
 
 
-def _close(generator: Any) -> None:
-    if isinstance(generator, AsyncGenerator):
-        _loop().run_until_complete(generator.aclose())
-    else:
-        generator.close()
+def _close(streams: Sequence[_Stream]) -> None:
+    """Close all of them, also if one raises: then that is raised at the end."""
+    with ExitStack() as stack:
+        for stream in reversed(streams):  # a stack is left from its end
+            if isinstance(stream.generator, AsyncGenerator):
+                stack.callback(_loop().run_until_complete, stream.generator.aclose())
+            else:
+                stack.callback(stream.generator.close)
 
 
-async def _close_async(generator: Any) -> None:
-    if isinstance(generator, AsyncGenerator):
-        await generator.aclose()
-    else:
-        generator.close()
+async def _close_async(streams: Sequence[_Stream]) -> None:
+    """As `_close`."""
+    async with AsyncExitStack() as stack:
+        for stream in reversed(streams):  # a stack is left from its end
+            if isinstance(stream.generator, AsyncGenerator):
+                stack.push_async_callback(stream.generator.aclose)
+            else:
+                stack.callback(stream.generator.close)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

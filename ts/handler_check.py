@@ -7,6 +7,7 @@ The handler's module is imported as a worker imports it, and nothing in it is ca
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import traceback
@@ -66,15 +67,13 @@ def _own_error(error: BaseException) -> BaseException:
 def _explain(error: BaseException, found: dict[str, Any]) -> None:
     found["error"] = f"{type(error).__name__}: {error}"
     # Without the frames that led into the handler's module, and those of the import system.
+    ours = (__file__, import_handler.__code__.co_filename, importlib.__file__)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen") and "importlib" not in frame.filename
+        if not frame.filename.startswith("<frozen") and frame.filename not in ours
     ]
-    own = [frame for frame in frames if frame.filename != __file__]
-    loader = import_handler.__code__.co_filename
-    kept = [frame for frame in own if frame.filename != loader]
-    lines = "".join(traceback.format_list(kept)).splitlines()
+    lines = "".join(traceback.format_list(frames)).splitlines()
     if isinstance(error, SyntaxError):
         lines += "".join(traceback.format_exception_only(error)).splitlines()
     found["traceback"] = lines
@@ -91,9 +90,7 @@ def main() -> None:
     found = check_handler(options.handler, options.model_dir)
     with open(options.result_fd, "w", encoding="utf-8") as file:
         json.dump(found, file)
-    # Threads that the handler's imports have left are nobody's to wait for.
-    file.close()
-    os._exit(0)
+    os._exit(0)  # threads that the handler's imports have left are nobody's to wait for
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ MANIFEST_FILE = os.path.join("MAR-INF", "MANIFEST.json")
 DEFAULT_FUNCTION = "handle"
 
 
+class BadHandlerError(ValueError):
+    """The handler's module was imported and has nothing that could be called."""
+
+
 class ModelLoader(ABC):
     """Makes a Service of a model's folder."""
 
@@ -74,7 +78,7 @@ class TsModelLoader(ModelLoader):
         """The started model.
 
         Raises ModuleNotFoundError, chained to the real reason, if the handler cannot be imported;
-        ValueError if its module has no usable entry point; and what the handler raises.
+        BadHandlerError if its module has no usable entry point; and what the handler raises.
         """
         if metrics_cache is not None:
             # What a handler emits while it starts belongs to no request, but needs a name.
@@ -125,8 +129,13 @@ def import_handler(handler: str, model_dir: str) -> tuple[ModuleType, str]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         logger.debug("No handler %s in the archive: %s", module_name, error)
-        # Raises ModuleNotFoundError with `error` as its context if this is no default handler.
-        module = importlib.import_module(f"ts.torch_handler.{handler}")
+        name = f"ts.torch_handler.{handler}"
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            if not f"{name}.".startswith(f"{missing.name}."):  # something that it imports
+                raise
+            raise error from None  # there is no default handler of that name: this is the reason
     return module, function_name or DEFAULT_FUNCTION
 
 
@@ -146,14 +155,14 @@ def class_entry_point(module: ModuleType) -> tuple[EntryPoint, Initialize]:
     """The `handle` and `initialize` of an object of the module's only class."""
     classes = list_classes_from_module(module)
     if len(classes) != 1:
-        raise ValueError(
+        raise BadHandlerError(
             "Expected only one class in custom service code or a function entry point "
             f"{[found.__name__ for found in classes]}"
         )
     handler = classes[0]()
     # Asked of the object, because `handle` may be an attribute: MicroBatching is used that way.
     if not hasattr(handler, "handle"):
-        raise ValueError(f"Expect handle method in class {classes[0]}")
+        raise BadHandlerError(f"Expect handle method in class {classes[0]}")
     return handler.handle, handler.initialize
 
 

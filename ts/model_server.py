@@ -31,7 +31,8 @@ PID_FILE_NAME = ".model_server.pid"
 STOP_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 10.0
 SERVER_MODULE = "ts_frontend"
-TRY_MODULE = "ts_frontend.try_model"
+# Commands of their own with flags of their own, so that ours keep their abbreviations.
+COMMANDS = {"--try": "ts_frontend.try_model", "--rollout": "ts_frontend.rollout"}
 
 _ALREADY_RUNNING = "TorchServe is already running, please use torchserve --stop to stop TorchServe."
 
@@ -42,10 +43,10 @@ class CannotStart(Exception):
 
 def start() -> None:
     """Run the command with the arguments of this process; exit status 1 if it failed."""
-    if any(word == "--try" or word.startswith("--try=") for word in sys.argv[1:]):
-        # A command of its own with flags of its own, so that ours keep their abbreviations.
-        command = module_command(TRY_MODULE)
-        os.execv(command[0], [*command, *sys.argv[1:]])  # noqa: S606  (our own command)
+    for word in sys.argv[1:]:
+        if module := COMMANDS.get(word.partition("=")[0]):
+            command = module_command(module)
+            os.execv(command[0], [*command, *sys.argv[1:]])  # noqa: S606  (our own command)
     arguments = ArgParser.extract_args()
     if arguments.version:
         print(f"TorchServe Version is {__version__}")

@@ -46,10 +46,12 @@ if __name__ == "__main__":
 from ts.arg_parser import ArgParser  # noqa: E402
 from ts.async_service import AsyncService  # noqa: E402
 from ts.command_source import CommandSource  # noqa: E402
+from ts.containment import contain  # noqa: E402
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl  # noqa: E402
 from ts.model_loader import ModelLoaderFactory  # noqa: E402
 from ts.protocol.controls import CONTROLS_VARIABLE, mark_controls  # noqa: E402
 from ts.protocol.messages import PONG, LoadModel, Ping, encode_load_reply  # noqa: E402
+from ts.protocol.restrictions import Restrictions  # noqa: E402
 from ts.service import Service, cancelled_reply, ids_of  # noqa: E402
 from ts.transports import tcp, unix  # noqa: E402
 from ts.transports.connection import FrontendConnection, FrontendDisconnected  # noqa: E402
@@ -151,6 +153,7 @@ class TorchModelServiceWorker:
         source = CommandSource(connection)
         service = None
         while True:
+            command = reply = None  # while waiting, the last bodies must not be kept
             command = source.receive()
             if isinstance(command, LoadModel):
                 service = self._load_and_reply(command, connection)
@@ -245,7 +248,7 @@ def _end_within(grace_s: float, status: int) -> None:
     threading.Thread(target=end, name="worker-exit", daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end this process when the thread that started it ends.
 
     For a frontend that asks for it: one that is killed cannot end its workers any more. Its number
@@ -265,10 +268,11 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     worker_output.install()
-    _die_with_parent()
     worker = None
     try:
         args = ArgParser.model_service_worker_args().parse_args()
+        contain(Restrictions.from_environment(os.environ), is_tcp=args.sock_type == "tcp")
+        die_with_parent()  # after that: the kernel forgets this wish when rights change
         worker = TorchModelServiceWorker(
             args.sock_type,
             args.sock_name,

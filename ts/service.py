@@ -60,6 +60,7 @@ class Service:
     ) -> None:
         self._entry_point = entry_point
         self._is_decoding = is_decoding_wanted()
+        self._next_prediction_time_s = 0.0
         self._context = Context(
             model_name,
             model_dir,
@@ -98,7 +99,7 @@ class Service:
                 ret = drain(ret, request_ids, context)
         except Exception as error:
             return failure_reply(request_ids, error)
-        return batch_reply(ret, request_ids, context, started_s)
+        return self.batch_reply(ret, request_ids, context, started_s)
 
     def open_batch(
         self, batch: Sequence[PredictRequest], context: Context
@@ -134,31 +135,29 @@ class Service:
             context._metrics.set_request_ids(request_ids)
         return data, request_ids
 
+    def batch_reply(
+        self, ret: Any, request_ids: dict[int, str], context: Context, started_s: float
+    ) -> list[Buffer]:
+        """The reply for what the handler returned."""
+        if not isinstance(ret, list):
+            complaint = f"a {type(ret).__name__} instead of a list"
+            return _output_failure(request_ids, complaint, "Invalid model predict output")
+        if len(ret) != len(request_ids):
+            complaint = f"{len(ret)} items for {len(request_ids)} requests"
+            return _output_failure(request_ids, complaint, "number of batch response mismatched")
+        try:
+            if context._metrics is not None:
+                self._emit_prediction_time(context._metrics, started_s)
+            return encode_batch_reply(ret, request_ids, SUCCESS_MESSAGE, 200, context)
+        except Exception as error:  # a stopping criterion, or headers that are no text
+            return failure_reply(request_ids, error)
 
-def batch_reply(
-    ret: Any, request_ids: dict[int, str], context: Context, started_s: float
-) -> list[Buffer]:
-    """The reply for what a handler returned."""
-    if not isinstance(ret, list):
-        complaint = f"a {type(ret).__name__} instead of a list"
-        return _output_failure(request_ids, complaint, "Invalid model predict output")
-    if len(ret) != len(request_ids):
-        complaint = f"{len(ret)} items for {len(request_ids)} requests"
-        return _output_failure(request_ids, complaint, "number of batch response mismatched")
-    try:
-        if context._metrics is not None:
-            _emit_prediction_time(context, started_s)
-        return encode_batch_reply(ret, request_ids, SUCCESS_MESSAGE, 200, context)
-    except Exception as error:  # a stopping criterion of the handler, or headers that are no text
-        return failure_reply(request_ids, error)
-
-
-def _emit_prediction_time(context: Context, started_s: float) -> None:
-    """The metric of a batch, but not of each one of thousands a second: a gauge has one value."""
-    now_s = time.perf_counter()
-    if now_s >= context._next_prediction_time_s:
-        context._next_prediction_time_s = now_s + PREDICTION_METRIC_INTERVAL_S
-        context._metrics.add_time(PREDICTION_METRIC, round((now_s - started_s) * 1000, 2))
+    def _emit_prediction_time(self, metrics: Any, started_s: float) -> None:
+        """The metric of a batch, but not of each of thousands a second: a gauge has one value."""
+        now_s = time.perf_counter()
+        if now_s >= self._next_prediction_time_s:
+            self._next_prediction_time_s = now_s + PREDICTION_METRIC_INTERVAL_S
+            metrics.add_time(PREDICTION_METRIC, round((now_s - started_s) * 1000, 2))
 
 
 def failure_reply(request_ids: dict[int, str], error: BaseException) -> list[Buffer]:

@@ -286,15 +286,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     timeout_s = options.timeout if is_verifying and not options.no_import else None
     report = read_archive(options.archive, import_timeout_s=timeout_s)
     if options.json:
-        print(json.dumps(report.to_json(), indent=2))
+        _print(json.dumps(report.to_json(), indent=2))
     else:
         lines = _verdict(report) if is_verifying else [*_content(report), *_verdict(report)]
-        print("\n".join(lines))
+        _print("\n".join(lines))
     if is_verifying:
         is_refused = not report.is_ok or (options.strict and bool(report.problems))
     else:
         is_refused = not report.files
     return 1 if is_refused else 0
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # As in `inspect m.mar | head`: the reader has seen enough. The verdict still counts, and
+        # what the stream holds must not be written again at the exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:

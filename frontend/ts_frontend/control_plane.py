@@ -14,20 +14,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ts_frontend.archive.environments import EnvironmentCache
 from ts_frontend.archive.model_archive import ModelArchive
 from ts_frontend.archive.model_config import ModelFileConfig
 from ts_frontend.archive.model_store import ModelStore, default_name
+from ts_frontend.archive.self_test import read_self_test
 from ts_frontend.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
     InvalidModel,
     ModelConflict,
+    SelfTestFailed,
     ServingError,
     WorkerStartFailed,
 )
 from ts_frontend.core.fair_order import Fairness
 from ts_frontend.core.model import (
+    Autoscaling,
     Batching,
+    Containment,
     Model,
     ModelConfig,
     ModelId,
@@ -39,7 +44,9 @@ from ts_frontend.core.model import (
 from ts_frontend.core.registry import ModelRegistry
 from ts_frontend.core.sequence_queue import SequenceHeaders
 from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.residency import Residency, ResidencyReport
 from ts_frontend.snapshot import ModelSnapshot
+from ts_frontend.workers.failure import WorkerFailure
 from ts_frontend.workers.pool import PoolFactory, WorkerPool
 from ts_frontend.workers.worker import Worker
 
@@ -65,7 +72,12 @@ class Defaults:
     models: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
     fairness: Fairness | None = None
     sequence_headers: SequenceHeaders = SequenceHeaders()  # noqa: RUF009 - frozen
+    is_torchserve_compatible: bool = False  # docs/compatibility.md
     care: WorkerCare = field(default_factory=WorkerCare)
+    autoscaling: Autoscaling = field(default_factory=Autoscaling)
+    is_lazy: bool = False
+    idle_unload_s: float = 0
+    memory_budget_bytes: int = 0  # 0: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +99,37 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """How a register or scale went. `is_complete`: every wanted worker has loaded the model."""
+    """How a register or scale went. `is_complete`: every wanted worker has loaded the model.
+
+    is_lazy: none has been started; the first request does that.
+    """
 
     model: Model
     workers: int
     is_synchronous: bool
     is_complete: bool
+    is_lazy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     models: Sequence[Model]
     next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailureReport:
+    """Why a worker's last process ended.
+
+    cause: one of few words. is_lasting: the same archive would fail the same way again.
+    """
+
+    cause: str
+    reason: str
+    exit_code: int | None
+    signal: int | None
+    exception: str
+    is_lasting: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +148,7 @@ class WorkerReport:
     gpu: int | None
     gpu_usage: str
     restarts: int
-    last_failure: str
+    failure: FailureReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +157,8 @@ class ModelReport:
     min_workers: int
     max_workers: int
     workers: Sequence[WorkerReport]
+    unhealthy_reason: str = ""
+    residency: ResidencyReport | None = None
 
 
 class ControlPlane:
@@ -136,17 +169,24 @@ class ControlPlane:
         new_pool: PoolFactory,
         defaults: Defaults,
         on_registered: Callable[[Model], None] = lambda model: None,
+        environments: EnvironmentCache | None = None,
     ) -> None:
+        """environments: installs the packages that archives ask for; None: they are not."""
         self.registry = registry
         self.pools: dict[Model, WorkerPool] = {}
+        self.residency = Residency(self.pools, defaults.memory_budget_bytes)
+        self.not_loaded: dict[str, str] = {}  # location -> why, of `load_models` and the snapshot
         self._store = store
         self._new_pool = new_pool
         self._defaults = defaults
+        self._environments = environments
         self._archives: dict[Model, ModelArchive] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._watchers: set[asyncio.Task[None]] = set()
         self._on_registered = on_registered
         self.on_changed: Callable[[], None] = lambda: None
+        self.on_unregister: Callable[[Model], None] = lambda model: None  # before it happens
+        self.on_default_set: Callable[[Model], None] = lambda model: None
         self._unrestored: dict[ModelId, ModelSnapshot] = {}
         self.memory_bytes_of: Callable[[int], int] = lambda pid: 0  # a worker's resident bytes
 
@@ -168,11 +208,11 @@ class ControlPlane:
             self._defaults.workers if wanted.initial_workers is None else wanted.initial_workers
         )
         low, high = self._worker_range(model, initial, initial)
-        if low <= 0:
+        if low <= 0 and not model.config.is_lazy:
             self.on_changed()
             return Scaled(model, 0, True, True)
         try:
-            scaled = await self._scale(model, low, high, wanted.is_synchronous)
+            scaled = await self._begin(model, low, high, wanted.is_synchronous)
         except WorkerStartFailed as error:
             pool = self.pools.get(model)
             if error.was_refused and pool is not None:
@@ -180,7 +220,9 @@ class ControlPlane:
             else:
                 async with self._locks[model.id.name]:
                     await self._remove(model, grace_s=0)
-            raise
+            if isinstance(error, SelfTestFailed):
+                raise
+            raise self._told(error, error.message) from error
         finally:
             self.on_changed()
         return scaled
@@ -192,7 +234,7 @@ class ControlPlane:
         workers = self._defaults.startup_workers
         low, high = self._worker_range(model, workers, workers, use_models_property=True)
         if low > 0:
-            await self._scale(model, low, high, is_synchronous=False)
+            await self._begin(model, low, high, is_synchronous=False)
 
     async def load_all(self, load_models: str) -> list[str]:
         """Load what the `load_models` setting names; returns the locations that could not be
@@ -212,6 +254,7 @@ class ControlPlane:
                 # One bad archive does not keep the others from being served.
                 logger.error("Failed to load model: %s: %s", location, error.message)
                 failed.append(location)
+                self.not_loaded[location] = error.message
         return failed
 
     # Snapshots.
@@ -226,6 +269,8 @@ class ControlPlane:
             pool = self.pools.get(model)
             if pool is None or model.status is not ModelStatus.REGISTERED:
                 continue
+            if model.is_on_trial:
+                continue  # a server that ends in the middle of a rollout has rolled it back
             config = model.config
             taken.append(
                 ModelSnapshot(
@@ -276,7 +321,7 @@ class ControlPlane:
                 if stored.is_default:
                     defaults.append(model.id)
                 if stored.min_workers > 0:
-                    await self._scale(model, stored.min_workers, stored.max_workers, False)
+                    await self._begin(model, stored.min_workers, stored.max_workers, False)
             except ServingError as error:
                 logger.error(
                     "Model %s version %s of the snapshot could not be restored from %s: %s",
@@ -291,12 +336,34 @@ class ControlPlane:
             self.registry.set_default(name, version)
         return failed
 
+    # Rollouts.
+
+    async def add_on_trial(self, wanted: Registration) -> Model:
+        """Register a version without workers, for a rollout. Raises as `register`."""
+        model = await self._add(wanted, at_startup=False)
+        model.is_on_trial = True
+        return model
+
+    async def load_on_trial(self, model: Model, low: int, high: int) -> None:
+        """Have at least `low` workers of `model` loaded; the archive's own numbers go before.
+
+        Raises InvalidArgument, WorkerStartFailed, SelfTestFailed.
+        """
+        low, high = self._worker_range(model, low, high)
+        pool = self.pools[model]
+        await self._scale(model, max(low, pool.min_workers), max(high, pool.max_workers), True)
+
     async def _add(
         self, wanted: Registration, *, at_startup: bool, stored: ModelSnapshot | None = None
     ) -> Model:
         archive = await self._store.open(wanted.url, s3_sse_kms=wanted.s3_sse_kms)
         try:
             model = self._new_model(wanted, archive, at_startup, stored)
+            await self._install_packages(model, archive)
+            if archive.config is not None and archive.config.warm_up is not None:
+                model.self_test = await asyncio.to_thread(
+                    read_self_test, archive.path, archive.config.warm_up
+                )
             async with self._locks[model.id.name]:
                 self.registry.add(model)
         except BaseException:
@@ -312,6 +379,18 @@ class ControlPlane:
             "Model %s version %s registered from %s", model.id.name, model.id.version, model.url
         )
         return model
+
+    async def _install_packages(self, model: Model, archive: ModelArchive) -> None:
+        """Raises ModelSetupFailed."""
+        requirements = archive.manifest.requirements_file
+        if self._environments is None or not requirements:
+            return
+        # Another runtime's interpreter is not ours to choose.
+        has_venv = model.config.use_venv and model.runtime == "python"
+        environment = await self._environments.prepare(
+            archive.path, requirements, has_venv=has_venv
+        )
+        model.python, model.packages = environment.python, environment.packages
 
     def _new_model(
         self,
@@ -395,6 +474,9 @@ class ControlPlane:
             fairness=defaults.fairness,
             sequence_headers=defaults.sequence_headers,
             care=defaults.care,
+            autoscaling=defaults.autoscaling,
+            is_lazy=defaults.is_lazy,
+            idle_unload_s=defaults.idle_unload_s,
             device_type="gpu" if defaults.gpu_count else "cpu",
         )
         return config if file is None else _with_file(config, file, defaults)
@@ -434,17 +516,36 @@ class ControlPlane:
             raise InvalidArgument("max_worker cannot be less than min_worker.")
         try:
             return await self._scale(model, min_workers, max_workers, is_synchronous)
+        except SelfTestFailed:
+            raise
         except WorkerStartFailed as error:
             # The client's own words for the version come back, "null" where it named none
             # (TorchServe).
-            raise WorkerStartFailed(
-                f"Failed to start workers for model {name} version: {version or 'null'}",
-                cause=error.cause,
-                out_of_memory=error.kind is not WorkerStartFailed.kind,
-                was_refused=error.was_refused,
-            ) from error
+            text = f"Failed to start workers for model {name} version: {version or 'null'}"
+            raise self._told(error, text) from error
         finally:
             self.on_changed()
+
+    def _told(self, error: WorkerStartFailed, text: str) -> WorkerStartFailed:
+        """The failure as its client hears it: with the cause, which TorchServe has in its log."""
+        if error.cause and not self._defaults.is_torchserve_compatible:
+            text = f"{text}: {error.cause}"
+        told = WorkerStartFailed(
+            text,
+            cause=error.cause,
+            out_of_memory=error.kind is not WorkerStartFailed.kind,
+            was_refused=error.was_refused,
+        )
+        told.reason = error.reason
+        return told
+
+    async def _begin(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
+        """Give a model that was just added its first workers, now or with its first request."""
+        if not model.config.is_lazy:
+            return await self._scale(model, low, high, is_synchronous)
+        low = max(1, low)
+        self.residency.add(model, self.pools[model], low, max(low, high))
+        return Scaled(model, low, True, True, is_lazy=True)
 
     async def _scale(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
         pool = self.pools[model]
@@ -455,7 +556,8 @@ class ControlPlane:
             return Scaled(model, low, False, False)
         error = await pool.wait_loaded(started)
         if error is not None:
-            pool.remove(started)
+            cause = error.cause if isinstance(error, WorkerStartFailed) else error.message
+            pool.remove(started, cause)
             raise error
         is_complete = pool.healthy_count >= low
         return Scaled(model, low, True, is_complete)
@@ -473,18 +575,24 @@ class ControlPlane:
 
     # The rest.
 
-    async def unregister(self, name: str, version: str | None = None) -> Model:
+    async def unregister(
+        self, name: str, version: str | None = None, *, grace_s: float | None = None
+    ) -> Model:
         """Take the version out; what runs is finished first, what waits is answered.
 
+        grace_s: how long what runs may take, if not as long as at a scale-down.
         Raises ModelNotFound, ModelVersionNotFound, InvalidModelVersion, DeadlineExceeded.
         """
         if self._forget_unrestored(name, version):
             self.on_changed()
         async with self._locks[name]:
             model = self.registry.check_removable(name, version)
+            self.on_unregister(model)
             try:
                 async with asyncio.timeout(self._defaults.unregister_timeout_s):
-                    await self._remove(model, self._defaults.scale_down_grace_s)
+                    if grace_s is None:
+                        grace_s = self._defaults.scale_down_grace_s
+                    await self._remove(model, grace_s)
             except TimeoutError:
                 raise DeadlineExceeded(f"Timed out while cleaning resources: {name}") from None
         self.on_changed()
@@ -493,6 +601,7 @@ class ControlPlane:
     async def _remove(self, model: Model, grace_s: float) -> None:
         model.status = ModelStatus.UNREGISTERING
         self.registry.remove(model)
+        self.residency.forget(model)
         await self.pools[model].close(grace_s)
         del self.pools[model]
         await self._store.release(self._archives.pop(model))
@@ -501,6 +610,7 @@ class ControlPlane:
     def set_default(self, name: str, version: str) -> None:
         """Raises ModelNotFound, ModelVersionNotFound."""
         self.registry.set_default(name, version)
+        self.on_default_set(self.registry.resolve(name))
         self.on_changed()
 
     def list_models(self, limit: int, offset: int) -> Page:
@@ -526,6 +636,8 @@ class ControlPlane:
             pool.min_workers,
             pool.max_workers,
             [self._worker_report(worker) for worker in pool.workers],
+            pool.unhealthy_reason,
+            self.residency.report(model),
         )
 
     def _worker_report(self, worker: Worker) -> WorkerReport:
@@ -540,18 +652,30 @@ class ControlPlane:
             gpu=worker.place.gpu,
             gpu_usage=worker.gpu_usage,
             restarts=worker.restarts,
-            last_failure=worker.last_failure,
+            failure=None if worker.failure is None else _failure_report(worker.failure),
         )
 
     async def close(self, grace_s: float) -> None:
         """Stop every worker, delete every unpacked archive; downloaded files stay."""
         models = list(self.pools)
+        await self.residency.close()
         await asyncio.gather(*(self.pools[model].close(grace_s) for model in models))
         for model in models:
             self._archives.pop(model).discard()
             del self.pools[model]
         for watcher in self._watchers:
             watcher.cancel()
+
+
+def _failure_report(failure: WorkerFailure) -> FailureReport:
+    return FailureReport(
+        failure.cause_word,
+        str(failure),
+        failure.exit_code,
+        failure.signal,
+        failure.exception,
+        failure.is_lasting,
+    )
 
 
 def parse_metadata(body: bytes) -> dict[str, Any]:
@@ -619,6 +743,33 @@ def _care(care: WorkerCare, file: ModelFileConfig) -> WorkerCare:
     return replace(care, **said)
 
 
+def _autoscaling(scaling: Autoscaling, file: ModelFileConfig) -> Autoscaling:
+    wait_ms, idle_s = file.autoscale_wait_ms, file.autoscale_idle_s
+    return Autoscaling(
+        scaling.wait_s if wait_ms is None else wait_ms / 1000,
+        scaling.idle_s if idle_s is None else idle_s,
+    )
+
+
+def _containment(file: ModelFileConfig) -> Containment:
+    return Containment(
+        address_space_bytes=(file.max_address_space_mb or 0) << 20,
+        cpu_s=file.max_cpu_time_s or 0,
+        open_files=file.max_open_files or 0,
+        file_bytes=(file.max_file_size_mb or 0) << 20,
+        has_own_temp_dir=bool(file.own_temp_folder),
+        is_offline=file.network == "none",
+        is_unprivileged=bool(file.no_new_privileges),
+    )
+
+
+def _sequences(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -> int:
+    """As many as fill a batch of every worker; TorchServe serves one at a time."""
+    if defaults.is_torchserve_compatible:
+        return 1
+    return config.batch_size * max(1, file.min_workers or 1)
+
+
 def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -> ModelConfig:
     device_type = file.device_type or config.device_type
     if device_type == "gpu" and not defaults.gpu_count:
@@ -654,11 +805,16 @@ def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -
         sequence_batching=bool(file.sequence_batching),
         sequence_max_idle_ms=file.sequence_max_idle_ms or 0,
         sequence_timeout_ms=file.sequence_timeout_ms or 0,
-        max_num_sequence=file.max_num_sequence or 1,
+        max_num_sequence=file.max_num_sequence or _sequences(config, file, defaults),
         max_sequence_job_queue_size=file.max_sequence_job_queue_size or 1,
         batching=Batching(file.batching or "dynamic"),
         target_latency_ms=file.target_latency_ms or config.target_latency_ms,
         care=_care(config.care, file),
+        autoscaling=_autoscaling(config.autoscaling, file),
+        containment=_containment(file),
+        worker_start=file.worker_start or "",
+        is_lazy=config.is_lazy if file.load is None else file.load == "lazy",
+        idle_unload_s=(config.idle_unload_s if file.idle_unload_s is None else file.idle_unload_s),
         inputs=file.inputs or (),
         outputs=file.outputs or (),
     )

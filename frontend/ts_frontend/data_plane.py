@@ -12,6 +12,7 @@ from ts_frontend.core.job import Command, Job
 from ts_frontend.core.model import Model, ModelStatus
 from ts_frontend.core.registry import ModelRegistry
 from ts_frontend.core.response_stream import ResponseStream
+from ts_frontend.core.traffic import Traffic
 
 
 class DataPlane:
@@ -31,6 +32,7 @@ class DataPlane:
         *,
         arrived_s: float | None = None,
         deadline_s: float | None = None,
+        model: Model | None = None,
     ) -> ResponseStream:
         """Let `request` wait for the model; the stream brings its answer. (Explaining is a request
         header.)
@@ -38,10 +40,14 @@ class DataPlane:
         arrived_s:  when it came, seconds on the monotonic clock; now if not given.
         deadline_s: when its client gives up, same clock; its deadline header and the model's
                     clientTimeoutInMills apply besides.
+        model:      what `name` and `version` stand for, where that is decided already.
         Raises ModelNotFound, ModelVersionNotFound, InvalidArgument, NoWorker, QueueFull,
         ServerBusy, DeadlineUnreachable, DeadlineExceeded: nothing is kept then.
         """
-        model = self._registry.resolve(name, version)
+        if model is None:
+            model = self._registry.resolve(name, version)
+            if version is None and model.traffic is not None:
+                return self._predict_on_trial(model.traffic, name, request, arrived_s, deadline_s)
         meters = model.default_meters if version is None else model.meters
         if meters is not None:
             meters.requests.value += 1
@@ -84,6 +90,24 @@ class DataPlane:
             left_s = max(0.0, deadline_s - monotonic())
             job.timer = asyncio.get_running_loop().call_later(left_s, job.expire)
         return job.response
+
+    def _predict_on_trial(
+        self,
+        traffic: Traffic,
+        name: str,
+        request: InferenceRequest,
+        arrived_s: float | None,
+        deadline_s: float | None,
+    ) -> ResponseStream:
+        """A version of `name` is on trial. What it gets counts as its own in the metrics."""
+
+        def enter(model: Model) -> ResponseStream:
+            version = model.id.version if model is traffic.candidate else None
+            return self.predict(
+                name, version, request, arrived_s=arrived_s, deadline_s=deadline_s, model=model
+            )
+
+        return traffic.predict(request, enter)
 
     def describe(self, model: Model, request_id: bytes) -> ResponseStream:
         """Ask the handler itself what it is (`describe_handle`). Raises NoWorker."""

@@ -3,8 +3,7 @@
 Worker sockets live in it. A lock on its file `.owner` is held for as long as the process lives; the
 kernel lets go of it whatever way the process ends. So the next server can tell what was left behind
 from what is in use, also where a number has got a new process or where containers share the folder.
-Besides its own contents a folder answers for the unpacked archives that are named in its file
-`claims`.
+A folder answers for the unpacked archives, too: their names begin with the folder's token.
 
 Entry points: `PrivateFolder.create`, `remove_abandoned`.
 """
@@ -16,17 +15,17 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "ts-"
 _OWNER = ".owner"
-_CLAIMS = "claims"
-# What the model store unpacks into: <temp>/models/<hex>.
-_CLAIMABLE = re.compile(r"/.*/models/[0-9a-f]{32}")
+_TOKEN_BYTES = 4
+_NAME = re.compile(re.escape(PREFIX) + r"([0-9a-f]{8})")
+_UNPACKED_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class PrivateFolder:
@@ -35,6 +34,7 @@ class PrivateFolder:
     def __init__(self, path: str) -> None:
         """Takes the lock of an empty folder."""
         self.path = path
+        self.token = path[-2 * _TOKEN_BYTES :]  # hexadecimal
         # It gets its name when it is locked: a file of that name that is not locked is abandoned.
         unnamed = os.path.join(path, f"{_OWNER}.new")
         self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -56,7 +56,9 @@ class PrivateFolder:
         for parent in parents:
             tried.append(parent)
             with contextlib.suppress(OSError):
-                folder = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+                # A name that is taken is no more likely than any other failure.
+                folder = os.path.join(parent, PREFIX + secrets.token_hex(_TOKEN_BYTES))
+                os.mkdir(folder, 0o700)
                 try:
                     if len(os.fsencode(folder)) <= max_path_bytes:
                         return cls(folder)
@@ -69,19 +71,15 @@ class PrivateFolder:
             "its path is too long or not writable."
         )
 
-    def claim(self, path: str) -> None:
-        """Note that `path` belongs to this process, before it is made. Raises OSError."""
-        with open(os.path.join(self.path, _CLAIMS), "a", encoding="utf-8") as file:
-            file.write(f"{path}\n")
-
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
-def remove_abandoned(parent: str) -> list[str]:
+def remove_abandoned(parent: str, unpacked: str) -> list[str]:
     """Remove what servers have left in `parent` that ended without removing it themselves.
 
+    unpacked: where archives are unpacked; those of such servers go as well.
     Touches only folders of this user whose lock nobody holds; returns what was removed.
     """
     removed: list[str] = []
@@ -89,34 +87,37 @@ def remove_abandoned(parent: str) -> list[str]:
         for entry in entries:
             with contextlib.suppress(OSError):
                 if (
-                    entry.name.startswith(PREFIX)
+                    _NAME.fullmatch(entry.name)
                     and entry.is_dir(follow_symlinks=False)
                     and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
                 ):
-                    removed += _remove_if_abandoned(entry.path)
+                    removed += _remove_if_abandoned(entry.path, unpacked)
     return removed
 
 
-def _remove_if_abandoned(folder: str) -> list[str]:
+def _remove_if_abandoned(folder: str, unpacked: str) -> list[str]:
     """Raises OSError if it is none of ours, or in use."""
     lock = os.open(os.path.join(folder, _OWNER), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         removed = []
-        for claimed in _read_claims(folder):
-            if os.path.isdir(claimed) and not os.path.islink(claimed):
-                shutil.rmtree(claimed)
-                removed.append(claimed)
+        for path in _unpacked_by(folder[-2 * _TOKEN_BYTES :], unpacked):
+            shutil.rmtree(path)
+            removed.append(path)
         shutil.rmtree(folder)
         return [*removed, folder]
     finally:
         os.close(lock)
 
 
-def _read_claims(folder: str) -> list[str]:
-    try:
-        with open(os.path.join(folder, _CLAIMS), encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
+def _unpacked_by(token: str, unpacked: str) -> list[str]:
+    if not os.path.isdir(unpacked):
         return []
-    return [line for line in lines if _CLAIMABLE.fullmatch(line) and ".." not in line]
+    with os.scandir(unpacked) as entries:
+        return [
+            entry.path
+            for entry in entries
+            if entry.name.startswith(token)
+            and _UNPACKED_NAME.fullmatch(entry.name)
+            and entry.is_dir(follow_symlinks=False)
+        ]

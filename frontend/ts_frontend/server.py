@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from ts.protocol.tensors import ENVELOPE
 from ts_frontend import security
+from ts_frontend.archive.environments import EnvironmentCache, default_folder
 from ts_frontend.archive.fetch import FetchSettings
 from ts_frontend.archive.model_store import ModelStore
 from ts_frontend.archive.unpack import ArchiveLimits
@@ -30,7 +31,7 @@ from ts_frontend.core.admission import Admission, Load
 from ts_frontend.core.deadline import DeadlineHeaders
 from ts_frontend.core.errors import ErrorKind, ServerBusy
 from ts_frontend.core.fair_order import MAX_WEIGHT, Fairness
-from ts_frontend.core.model import Model, WorkerCare
+from ts_frontend.core.model import Autoscaling, Model, WorkerCare
 from ts_frontend.core.registry import ModelRegistry
 from ts_frontend.core.sequence_queue import SequenceHeaders
 from ts_frontend.data_plane import DataPlane
@@ -48,8 +49,10 @@ from ts_frontend.metrics.catalog import CatalogError, MetricCatalog, read_catalo
 from ts_frontend.metrics.server_metrics import MetricsMode, ServerMetrics
 from ts_frontend.metrics.system import SystemMetrics
 from ts_frontend.private_folder import PrivateFolder, remove_abandoned
+from ts_frontend.rollout.rollouts import Rollouts
 from ts_frontend.settings import ConfigurationError, Settings, format_properties
 from ts_frontend.settings.addresses import DEFAULT_PORTS, Address, parse_address
+from ts_frontend.settings.amounts import memory_budget_bytes
 from ts_frontend.snapshot import (
     InvalidSnapshot,
     ModelSnapshot,
@@ -70,6 +73,7 @@ from ts_frontend.workers.environment import (
 from ts_frontend.workers.pool import WorkerPool
 from ts_frontend.workers.sequence_pool import SequencePool
 from ts_frontend.workers.watch import WorkerWatch
+from ts_frontend.workers.zygote import Zygote
 
 if TYPE_CHECKING:
     from ts_frontend.grpc.server import GrpcLimits, GrpcServer
@@ -101,11 +105,22 @@ class Server:
         self.registry = ModelRegistry()
         self._store = self._new_store()
         self.control = ControlPlane(
-            self._store, self.registry, self._new_pool, self._defaults(), self._meter_model
+            self._store,
+            self.registry,
+            self._new_pool,
+            self._defaults(),
+            self._meter_model,
+            environments=self._new_environments(),
         )
         self._load = Load(settings.max_live_requests, settings.max_live_request_bytes)
         self.data = DataPlane(self.registry, self._admission())
-        self.health = Health(self.registry, self.control.pools)
+        self.rollouts = Rollouts(self.control, self.metrics)
+        self.health = Health(
+            self.registry,
+            self.control.pools,
+            self.control.not_loaded,
+            is_strict=settings.strict_readiness,
+        )
         self.tokens = security.new_tokens(settings)
         self._snapshots = self._new_snapshots()
         self.listeners: list[Listener] = []
@@ -128,6 +143,9 @@ class Server:
             settings.number_of_gpu, first=1 if settings.is_torchserve_compatible else 0
         )
         self._watch = WorkerWatch(settings.worker_check_interval)
+        self._autoscaling = WorkerWatch(
+            0 if settings.is_torchserve_compatible else settings.autoscale_interval
+        )
         self._connect = load_connection("unix" if settings.use_native_io else "tcp")
 
     # Life.
@@ -139,11 +157,12 @@ class Server:
             logger.info("%s", line)
         for warning in (*settings.warnings, *security.exposures(settings)):
             logger.warning("%s", warning)
-        for path in remove_abandoned(settings.temp_dir):
-            logger.warning("Removed %s, left by a server that was killed.", path)
-        parents = (settings.temp_dir, tempfile.gettempdir())
+        parents = dict.fromkeys((settings.temp_dir, tempfile.gettempdir()))
+        for parent in parents:
+            for path in remove_abandoned(parent, os.path.join(settings.temp_dir, "models")):
+                logger.warning("Removed %s, left by a server that was killed.", path)
         self._private = PrivateFolder.create(parents, MAX_PRIVATE_PATH_BYTES)
-        self._store.on_work_path = self._private.claim
+        self._store.work_prefix = self._private.token
         self._launch = self._new_launch(self._private.path)
         if self.tokens is not None:
             self._guard_with(self.tokens)
@@ -212,6 +231,7 @@ class Server:
         """
         grace_s = self.settings.shutdown_timeout
         logger.info("Stopping: no new requests; running ones have %g s.", grace_s)
+        await self.rollouts.close()
         await asyncio.gather(
             *(server.stop(grace_s) for server in self.grpc_servers),
             *(listener.stop(grace_s) for listener in self.listeners),
@@ -219,6 +239,8 @@ class Server:
         if self._snapshots is not None and self.control.on_changed == self._snapshots.note_change:
             await self._snapshots.write("shutdown")
         await self.control.close(0 if self.listeners else grace_s)
+        if self._launch is not None and self._launch.zygote is not None:
+            await self._launch.zygote.aclose()
         if self._shared_bodies is not None:
             self._shared_bodies.close()
         for task in self._tasks:
@@ -274,6 +296,19 @@ class Server:
             is_taken_name_a_conflict=not settings.is_torchserve_compatible,
         )
 
+    def _new_environments(self) -> EnvironmentCache | None:
+        settings = self.settings
+        if not settings.install_py_dep_per_model:
+            return None
+        return EnvironmentCache(
+            settings.environment_cache or default_folder(os.environ),
+            settings.python,
+            os.path.join(self.home, "ts", "utils", "setup_model_venv.py"),
+            environment=settings.worker_environment,
+            pip_options=settings.pip_options,
+            timeout_s=settings.dependency_timeout,
+        )
+
     def _new_snapshots(self) -> SnapshotWriter | None:
         settings = self.settings
         if settings.no_config_snapshots:
@@ -307,7 +342,12 @@ class Server:
             scale_down_grace_s=settings.shutdown_timeout,
             models=settings.models,
             fairness=_fairness(settings),
+            is_torchserve_compatible=settings.is_torchserve_compatible,
             sequence_headers=_sequence_headers(settings),
+            autoscaling=Autoscaling(settings.autoscale_wait / 1000, settings.autoscale_idle),
+            is_lazy=settings.lazy_loading,
+            idle_unload_s=settings.model_idle_timeout,
+            memory_budget_bytes=memory_budget_bytes(settings.model_memory_budget),
             care=WorkerCare(
                 is_idempotent=not settings.is_torchserve_compatible,
                 death_retries=settings.worker_death_retries,
@@ -335,6 +375,13 @@ class Server:
     def _new_launch(self, socket_dir: str) -> WorkerLaunch:
         settings = self.settings
         launcher = split_launcher_args(settings.cpu_launcher_args or "")
+        variables = {
+            "TS_DECODE_INPUT_REQUEST": _flag(settings.decode_input_request),
+            "TS_IPEX_ENABLE": _flag(settings.ipex_enable),
+            "TS_IPEX_GPU_ENABLE": _flag(settings.ipex_gpu_enable),
+            "TS_WORKER_SPIN_US": str(settings.worker_spin_us),
+        }
+        environment = {**settings.worker_environment, **variables}
         return WorkerLaunch(
             home=self.home,
             python=settings.python,
@@ -347,11 +394,9 @@ class Server:
             limit_max_image_pixels=settings.limit_max_image_pixels,
             shared_bodies=self._shared_bodies,
             cpu_launcher_args=launcher if settings.cpu_launcher_enable else None,
-            variables={
-                "TS_DECODE_INPUT_REQUEST": _flag(settings.decode_input_request),
-                "TS_IPEX_ENABLE": _flag(settings.ipex_enable),
-                "TS_IPEX_GPU_ENABLE": _flag(settings.ipex_gpu_enable),
-            },
+            variables=variables,
+            zygote=Zygote.create(settings.python, self.home, environment, settings.worker_preload),
+            worker_start=settings.worker_start,
         )
 
     def _new_pool(self, model: Model) -> WorkerPool:
@@ -367,6 +412,7 @@ class Server:
             self._devices,
             self.metrics,
             watch=self._watch,
+            autoscaling=self._autoscaling,
         )
 
     def _meter_model(self, model: Model) -> None:
@@ -531,11 +577,13 @@ class Server:
         return Planes(
             data=self.data,
             control=self.control,
+            rollouts=self.rollouts,
             health=self.health,
             tokens=self.tokens,
             render_metrics=self._render_metrics,
             version=self.version,
             has_local_times=settings.is_torchserve_compatible,
+            has_torchserve_grpc_errors=settings.is_torchserve_compatible,
             is_model_api_enabled=settings.enable_model_api,
             is_open_inference_enabled=settings.ts_open_inference_protocol,
             max_multipart_parts=settings.max_multipart_parts,

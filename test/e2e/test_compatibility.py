@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import grpc
 import pytest
 import requests
-from serving import MODELS, RunningServer, archive, start_server
+from serving import MODELS, RunningServer, archive, start_server, wait_until
+
+from ts_frontend.dialects.torchserve.grpc_errors import INTERNAL_SERVER
+from ts_frontend.grpc.stubs.inference_pb2 import PredictionsRequest
+from ts_frontend.grpc.stubs.inference_pb2_grpc import InferenceAPIsServiceStub
 
 
 @pytest.fixture(scope="module", params=["default", "torchserve"])
@@ -82,3 +88,93 @@ def test_metrics_in_log_mode(running: RunningServer, is_torchserve: bool) -> Non
     answer = requests.get(f"{running.metrics}/metrics", timeout=20)
     assert answer.status_code == 200
     assert (answer.text == "") is is_torchserve
+
+
+def configured(running: RunningServer, name: str, handler: str, text: str) -> None:
+    """An archive with a model-config.yaml of that text, in the store."""
+    config = running.store.parent / f"{name}.yaml"
+    config.write_text(text)
+    archive(running.store, name, MODELS / handler, config_file=str(config))
+
+
+def test_why_a_worker_does_not_start(running: RunningServer, is_torchserve: bool) -> None:
+    archive(running.store, "broken", MODELS / "fails_on_import.py")
+    answer = running.register("broken.mar", initial_workers=1)
+    assert (answer.status_code, answer.json()["type"]) == (500, "InternalServerException")
+    bare = "Failed to start workers for model broken version: 1.0"
+    message = answer.json()["message"]
+    if is_torchserve:
+        assert message == bare
+    else:
+        assert message.startswith(f"{bare}: ")
+        assert "ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in message
+
+
+def test_sequences_at_the_same_time(running: RunningServer, is_torchserve: bool) -> None:
+    text = "batchSize: 4\nsequenceBatching: true\nsequenceMaxIdleMSec: 60000\n"
+    configured(running, "sequences", "sums_sequences.py", text)
+    assert running.register("sequences.mar").status_code == 200
+    assert running.describe("sequences")["maxNumSequence"] == (1 if is_torchserve else 4)
+
+
+def test_a_model_that_nobody_knows_over_grpc(running: RunningServer, is_torchserve: bool) -> None:
+    with grpc.insecure_channel(running.grpc_inference) as channel:
+        stub = InferenceAPIsServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failed:
+            stub.Predictions(PredictionsRequest(model_name="nobody"), timeout=20)
+    assert failed.value.code().name == ("INTERNAL" if is_torchserve else "NOT_FOUND")
+    assert failed.value.details() == (
+        "Model not found: nobody\norg.pytorch.serve.archive.model.ModelNotFoundException"
+    )
+
+
+def test_a_status_of_the_handler_over_grpc(running: RunningServer, is_torchserve: bool) -> None:
+    archive(running.store, "teapot", MODELS / "teapot.py")
+    assert running.register("teapot.mar", initial_workers=1).status_code == 200
+    with grpc.insecure_channel(running.grpc_inference) as channel:
+        call = InferenceAPIsServiceStub(channel).Predictions.future(
+            PredictionsRequest(model_name="teapot", input={"data": b""}), timeout=20
+        )
+        assert call.code().name == ("OK" if is_torchserve else "FAILED_PRECONDITION")
+        if is_torchserve:
+            assert call.result().prediction == b"short and stout"
+        else:
+            assert call.details() == f"short and stout\n{INTERNAL_SERVER}"
+
+
+# The same under both settings: nobody can rely on what TorchServe does here.
+
+
+def test_a_client_timeout_is_told(running: RunningServer) -> None:
+    configured(running, "impatient", "sleeps.py", "clientTimeoutInMills: 200\n")
+    assert running.register("impatient.mar", initial_workers=1).status_code == 200
+    answer = running.predict("impatient", b"5")
+    assert answer.status_code == 408
+    assert answer.json()["type"] == "RequestTimeoutException"
+
+
+def test_a_query_reaches_the_handler(running: RunningServer) -> None:
+    archive(running.store, "context_probe", MODELS / "context_probe.py")
+    assert running.register("context_probe.mar", initial_workers=1).status_code == 200
+    answer = running.predict("context_probe", b"x", params={"top": "3"})
+    assert answer.json()["headers"]["url_query"] == "top=3"
+
+
+def test_there_are_no_workflows(running: RunningServer) -> None:
+    answer = requests.post(f"{running.management}/workflows?url=x.war", timeout=20)
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "ResourceNotFoundException"
+
+
+def test_each_line_is_in_one_file_and_on_stdout(running: RunningServer) -> None:
+    requests.get(f"{running.inference}/predictions/marked-line", timeout=20)
+    logs = running.folder / "logs"
+
+    def count(path: Path) -> int:
+        return path.read_text().count('"GET /predictions/marked-line HTTP/1.1"')
+
+    wait_until(lambda: count(running.log), what="the line on stdout")
+    wait_until(lambda: count(logs / "access_log.log"), what="the line in its file")
+    counts = {path.name: count(path) for path in (running.log, *logs.glob("*.log"))}
+    assert {name for name, times in counts.items() if times} == {"server.log", "access_log.log"}
+    assert counts["server.log"] == counts["access_log.log"] == 1

@@ -153,7 +153,7 @@ def test_calls_are_in_the_access_log(
     with pytest.raises(grpc.RpcError):
         inference.Predictions(asking("nobody"), timeout=20)
     log = server.folder / "logs" / "access_log.log"
-    line = '"gRPC org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions HTTP/2.0" 13 '
+    line = '"gRPC org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions HTTP/2.0" 5 '
     wait_until(lambda: line in log.read_text(), what="the call's line")
 
 

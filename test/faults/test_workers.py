@@ -5,6 +5,7 @@ and the model comes back.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import time
@@ -19,6 +20,9 @@ from serving import RunningServer, wait_until
 # second death with its request on board).
 DEATHS = frozenset({200, 500, 503, 507})
 MIB = 1024 * 1024
+
+# The killing goes on for longer when this says so, in seconds.
+LONG_S = int(os.environ.get("TS_FAULT_SECONDS", "0"))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,23 @@ async def test_serve_281_every_request_is_answered_while_workers_are_killed(serv
         await signal_workers(server, "ids", signal.SIGKILL, 0.4, 6)
     assert ledger.imbalance() == [], str(ledger)
     assert ledger.count(200) > 100
+
+
+@pytest.mark.timeout(LONG_S + 120)
+async def test_a_worker_killed_every_two_seconds_costs_nobody_an_answer(server) -> None:
+    """What runs on a killed worker runs again on its sibling: clients see nothing of it."""
+    before = restarts(server, "ids", "ended by signal 9")
+    kills = max(2, LONG_S // 2)
+    ledger = Ledger()
+    load = Load(server.inference, echo_asks("ids"), ledger, lanes=8, rate_per_s=200)
+    async with load.running():
+        await signal_workers(server, "ids", signal.SIGKILL, 2, kills)
+    server.wait_ready("ids", 2)
+    deaths = restarts(server, "ids", "ended by signal 9") - before
+    print(f"{kills} kills, {deaths:.0f} deaths: {ledger}")
+    assert ledger.imbalance() == [], str(ledger)
+    assert ledger.count(200) == ledger.sent
+    assert deaths == kills
 
 
 async def test_a_stopped_worker_is_replaced(server) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ts_frontend.archive.model_config import ModelFileConfig
 from ts_frontend.control_plane import Defaults, _with_file
 from ts_frontend.core.model import ModelConfig, WorkerCare
@@ -38,3 +40,20 @@ def test_what_a_file_says_counts_also_where_it_is_nothing() -> None:
         max_age_s=60,
         max_memory_bytes=2 << 30,
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "sequences"),
+    [
+        ({}, 4),
+        ({"min_workers": 2}, 8),
+        ({"max_num_sequence": 3, "min_workers": 2}, 3),
+    ],
+)
+def test_unless_a_file_says_how_many_sequences_they_fill_the_batches(
+    stated: dict[str, int], sequences: int
+) -> None:
+    config, file = ModelConfig(batch_size=4), ModelFileConfig(sequence_batching=True, **stated)
+    assert _with_file(config, file, Defaults()).max_num_sequence == sequences
+    as_torchserve = _with_file(config, file, Defaults(is_torchserve_compatible=True))
+    assert as_torchserve.max_num_sequence == stated.get("max_num_sequence", 1)

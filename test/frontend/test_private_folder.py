@@ -16,19 +16,16 @@ from ts_frontend.private_folder import PrivateFolder, remove_abandoned
 KILLED = """
 import os, sys
 from ts_frontend.private_folder import PrivateFolder
-folder = PrivateFolder.create([sys.argv[1]], 100)
-for claimed in sys.argv[2:]:
-    folder.claim(claimed)
-print(folder.path, flush=True)
+print(PrivateFolder.create([sys.argv[1]], 100).path, flush=True)
 os.kill(os.getpid(), 9)
 """
 
 
-def leave_behind(parent: Path, *claims: Path) -> Path:
-    """The folder of a process that took it, claimed these paths and was killed."""
+def leave_behind(parent: Path) -> Path:
+    """The folder of a process that took it and was killed."""
     source = os.path.dirname(os.path.dirname(ts_frontend.__file__))
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(parent), *map(str, claims)],
+        [sys.executable, "-c", KILLED, str(parent)],
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
         text=True,
@@ -38,11 +35,15 @@ def leave_behind(parent: Path, *claims: Path) -> Path:
     return Path(done.stdout.strip())
 
 
-def unpacked(parent: Path, name: str = "0123456789abcdef" * 2) -> Path:
-    path = parent / "models" / name
+def unpack(parent: Path, token: str) -> Path:
+    path = parent / "models" / token.ljust(32, "0")
     path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"x")
     return path
+
+
+def remove(parent: Path) -> list[str]:
+    return sorted(remove_abandoned(str(parent), str(parent / "models")))
 
 
 @pytest.fixture
@@ -62,53 +63,46 @@ def test_it_is_open_to_its_user_alone(folder: PrivateFolder) -> None:
 
 
 def test_one_in_use_is_left_alone(short_path: Path, folder: PrivateFolder) -> None:
-    kept = unpacked(short_path)
-    folder.claim(str(kept))
-    assert remove_abandoned(str(short_path)) == []
+    kept = unpack(short_path, folder.token)
+    assert remove(short_path) == []
     assert os.path.isdir(folder.path)
     assert kept.is_dir()
 
 
-def test_one_of_a_killed_process_is_removed_with_what_it_claimed(short_path: Path) -> None:
-    gone, foreign = unpacked(short_path), unpacked(short_path, "f" * 32)
-    left = leave_behind(short_path, gone)
+def test_one_of_a_killed_process_is_removed_with_what_it_unpacked(short_path: Path) -> None:
+    left = leave_behind(short_path)
+    token = left.name.removeprefix("ts-")
+    gone = unpack(short_path, token)
+    other = "f" if token[0] != "f" else "0"
+    foreign = [unpack(short_path, other + token[1:]), short_path / "models" / f"{token}.mine"]
+    foreign[1].mkdir()
+    linked = short_path / "models" / token.ljust(32, "1")
+    linked.symlink_to(foreign[0])
     (left / ".ts.sock.9000").touch()
-    assert remove_abandoned(str(short_path)) == [str(gone), str(left)]
+    assert remove(short_path) == sorted([str(gone), str(left)])
     assert not left.exists()
     assert not gone.exists()
-    assert foreign.is_dir()
+    assert all(path.is_dir() for path in (*foreign, linked))
 
 
 def test_a_number_that_has_a_new_process_keeps_nothing(short_path: Path) -> None:
     left = leave_behind(short_path)
     (left / ".owner").write_text(f"{os.getpid()}\n")
-    assert remove_abandoned(str(short_path)) == [str(left)]
+    assert remove(short_path) == [str(left)]
 
 
 def test_folders_that_are_none_of_ours_are_left_alone(short_path: Path) -> None:
-    (short_path / "ts-without-owner").mkdir()
+    (short_path / "ts-0123abcd").mkdir()
+    (short_path / "ts-mine").mkdir()
+    (short_path / "ts-mine" / ".owner").touch()
     (short_path / "other").mkdir()
     (short_path / "other" / ".owner").touch()
-    (short_path / "ts-file").touch()
-    (short_path / "ts-link").symlink_to(short_path / "other")
+    (short_path / "ts-0123abce").touch()
+    (short_path / "ts-0123abcf").symlink_to(short_path / "other")
     before = sorted(short_path.iterdir())
-    assert remove_abandoned(str(short_path)) == []
+    assert remove(short_path) == []
     assert sorted(short_path.iterdir()) == before
-    assert remove_abandoned(str(short_path / "missing")) == []
-
-
-def test_only_unpacked_archives_can_be_claimed(short_path: Path) -> None:
-    precious = short_path / "precious"
-    precious.mkdir()
-    linked = short_path / "models" / ("a" * 32)
-    linked.parent.mkdir()
-    linked.symlink_to(precious)
-    leave_behind(short_path, precious, linked, short_path / "models" / ".." / "models" / ("b" * 32))
-    unpacked(short_path, "b" * 32)
-    remove_abandoned(str(short_path))
-    assert precious.is_dir()
-    assert linked.is_symlink()
-    assert (short_path / "models" / ("b" * 32)).is_dir()
+    assert remove(short_path / "missing") == []
 
 
 def test_a_parent_that_is_too_long_or_missing_is_passed_over(short_path: Path) -> None:

@@ -223,6 +223,24 @@ def test_verify_survives_the_handler(
     assert said in texts(result, "error")[0]
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure(pack: Callable) -> None:
+    """`inspect m.mar | head`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "ts_frontend.archive_report", "inspect", str(pack())],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(SOURCE_PATHS)},
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 def test_strict_counts_warnings(run: Run, pack: Callable, tmp_path: Path) -> None:
     path = pack(config_file=str(tmp_path / "c.yaml"))
     assert run("verify", path).returncode == 0

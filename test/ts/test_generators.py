@@ -235,6 +235,30 @@ def test_an_exception_fails_the_batch_and_closes_the_other_generators(is_async):
     assert ended == ["fine"]
 
 
+def test_a_generator_that_cannot_be_closed_keeps_no_other_open(is_async):
+    ended = []
+
+    async def letters(index):
+        try:
+            yield "a"
+            batch.clients.gone = {"r0", "r1"}
+            yield "b"
+            yield "c"
+        finally:
+            ended.append(index)
+            raise OSError(f"the file of {index} is gone")
+
+    def entry_point(data, context):
+        return [letters(0), letters(1)]
+
+    async def entry_point_async(data, context):
+        return entry_point(data, context)
+
+    batch = Batch(entry_point_async if is_async else entry_point, b"", b"")
+    assert batch.run(is_async)[-1].code == 503
+    assert sorted(ended) == [0, 1]
+
+
 @pytest.mark.parametrize("is_generator_async", [False, True])
 def test_a_stream_ends_with_its_client(is_async, is_generator_async):
     seen = []

@@ -502,14 +502,56 @@ def test_every_batch_can_have_its_metric_even_the_last(start_worker, models):
     assert "|#ModelName:m,Level:Model|#type:GAUGE|#hostname:" in lines[0]
 
 
-def test_metrics_of_many_small_batches_are_thinned_out(start_worker, models):
-    worker = start_worker(models, environment={"TS_PREDICTION_METRIC_INTERVAL_MS": "3600000"})
-    worker.load("echo.py")
+@pytest.mark.parametrize("flags", [(), ("--async",)])
+def test_metrics_of_many_small_batches_are_thinned_out(start_worker, write_handler, flags):
+    kind = "async " if flags else ""
+    folder = write_handler(
+        "class Handler:\n"
+        "    def initialize(self, context): ...\n"
+        f"    {kind}def handle(self, data, context): return ['x']\n"
+    )
+    interval = {"TS_PREDICTION_METRIC_INTERVAL_MS": "3600000"}
+    worker = start_worker(folder, *flags, environment=interval)
+    worker.load("handler.py")
     for _ in range(20):
         worker.ask(b"x")
     worker.close()
     lines = [line for line in worker.out.all() if line.startswith("[METRICS]")]
     assert len(lines) == 1
+
+
+KEEPS_A_BODY = """
+import sys
+import threading
+import time
+
+kept = []
+
+
+def watch():
+    end_s = time.monotonic() + 20
+    while time.monotonic() < end_s:
+        if sys.getrefcount(kept[0]) <= 2:  # the list's, and the call's
+            print("released", flush=True)
+            return
+        time.sleep(0.005)
+
+
+def handle(data, context):
+    if data is None:
+        return None
+    kept.append(data[0]["body"])
+    threading.Thread(target=watch, daemon=True).start()
+    return [kept[0]]
+"""
+
+
+def test_a_worker_that_waits_keeps_no_bodies(start_worker, write_handler):
+    """Else the memory of the last batch, and of its answer, would be taken twice in the next."""
+    worker = start_worker(write_handler(KEEPS_A_BODY))
+    worker.load("handler.py")
+    worker.ask(bytes(100_000))
+    worker.out.wait("released")
 
 
 def test_failed_batches_have_no_metric(start_worker, models):

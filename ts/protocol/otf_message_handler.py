@@ -2,7 +2,7 @@
 
 `retrieve_msg` asks the connection for each field by itself, exactly once when the whole field
 comes; tests and simulators rely on that. The worker itself reads with `messages.CommandReader` and
-writes what `batch_reply` makes.
+writes what `ts.protocol.batch_reply` makes.
 """
 
 from __future__ import annotations

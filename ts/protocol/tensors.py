@@ -12,7 +12,7 @@ Raw elements are row-major, little-endian, without padding; one of BYTES stands 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ts.protocol.frames import Buffer
@@ -89,6 +89,22 @@ def widen_bf16(raw: Buffer) -> bytearray:
 def pack_bytes(elements: Iterable[bytes]) -> bytes:
     """Elements of BYTES in their raw form."""
     return b"".join([_LENGTH.pack(len(element)) + element for element in elements])
+
+
+def flatten(data: Any) -> Iterator[Any]:
+    """The leaves of nested lists, row by row."""
+    if not isinstance(data, list):
+        yield data
+        return
+    waiting = [iter(data)]
+    while waiting:
+        for item in waiting[-1]:
+            if isinstance(item, list):
+                waiting.append(iter(item))
+                break
+            yield item
+        else:
+            waiting.pop()
 
 
 def _spans(count: int, raw: Buffer) -> Iterable[tuple[int, int]]:

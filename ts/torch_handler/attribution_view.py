@@ -10,7 +10,6 @@ import io
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 
 FOR = (214, 39, 40)
 AGAINST = (31, 119, 180)
@@ -26,6 +25,8 @@ def draw_attribution(picture: torch.Tensor, attribution: torch.Tensor) -> bytes:
     picture:     [channels, height, width] float in [0, 1], one, three or more channels.
     attribution: [channels, height, width] of any float scale; its channels are added.
     """
+    from PIL import Image  # only here: texts need none of it
+
     colours = picture.detach().to("cpu", torch.float32).clamp(0, 1)
     grey = colours[:3].mean(dim=0)
     grey = 1 - FADED * (1 - grey)  # pale, so that colours stand out

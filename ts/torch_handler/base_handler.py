@@ -194,7 +194,7 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if path.endswith(".pt2"):
-            return load_pt2(path, self.device)
+            return load_pt2(path, self.device, is_weights_only(self.model_yaml_config))
         if self._use_torch_export_aot_compile() and PT230_AVAILABLE:
             return self._load_torch_export_aot_compile(path)
         raise _no_weights(path)

@@ -386,7 +386,8 @@ class Targets:
                 f"{shape}",
                 400,
             )
-        return parts if isinstance(target, list | tuple) else target
+        # Captum takes numbers for all inputs of a batch, or tuples for all.
+        return parts[0] if len(parts) == 1 else parts
 
 
 class ExplainedBatch:

@@ -1,8 +1,10 @@
-"""The files that hold models and weights, read without running code that they bring along.
+"""The files that hold models and weights.
 
 What is trusted is the archive's Python: its handler and its model file. A file of weights is data,
 so a pickle may only hold tensors and plain containers, unless the archive's configuration says
-`handler: {weights_only: false}` (or the environment TS_WEIGHTS_ONLY=false, for all models).
+`handler: {weights_only: false}` (or the environment TS_WEIGHTS_ONLY=false, for all models). That
+goes for the pickles in a .pt2 file, too; but a file that holds a program (.pt2, .so) is code and
+has to be trusted like the archive's Python.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ _ONNX_DTYPES = {
     "tensor(uint8)": torch.uint8,
     "tensor(bool)": torch.bool,
 }
+
+_FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def is_weights_only(config: Mapping[str, Any] | None) -> bool:
@@ -86,13 +90,17 @@ def load_torch_file(
     except pickle.UnpicklingError as error:
         if not weights_only:
             raise
-        raise RuntimeError(
-            f"{name} holds objects other than tensors and plain containers. "
-            "Save a state dict of tensors, or allow it in the archive's model-config.yaml by "
-            "handler: {weights_only: false} (for all models: the environment variable "
-            "TS_WEIGHTS_ONLY=false), which runs code from the file. "
-            f"Cause: {error}"
-        ) from error
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: pickle.UnpicklingError) -> RuntimeError:
+    return RuntimeError(
+        f"{name} holds objects other than tensors and plain containers. "
+        "Save a state dict of tensors, or allow it in the archive's model-config.yaml by "
+        "handler: {weights_only: false} (for all models: the environment variable "
+        "TS_WEIGHTS_ONLY=false), which runs code from the file. "
+        f"Cause: {error}"
+    )
 
 
 def _load_safetensors(path: str, map_location: Any) -> dict[str, torch.Tensor]:
@@ -106,11 +114,12 @@ def _load_safetensors(path: str, map_location: Any) -> dict[str, torch.Tensor]:
     return load_file(path, device="cpu" if map_location is None else str(map_location))
 
 
-def load_pt2(path: str, device: torch.device) -> Any:
+def load_pt2(path: str, device: torch.device, weights_only: bool = True) -> Any:
     """A callable model of a .pt2 file: a program of torch.export, or an AOTInductor package.
 
     A program is moved to the device. A package runs on the kind of device it was compiled for.
-    Raises RuntimeError for a file that is neither.
+    weights_only: as in `load_torch_file`, for the pickles in a program's file.
+    Raises RuntimeError for a file that is neither, and for a refused one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -120,12 +129,30 @@ def load_pt2(path: str, device: torch.device) -> Any:
     if is_package:
         index = -1 if device.index is None else device.index
         return torch._inductor.aoti_load_package(path, device_index=index)
-    program = torch.export.load(path)
+    program = _load_program(path, weights_only)
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
     return program.module()
+
+
+def _load_program(path: str, weights_only: bool) -> torch.export.ExportedProgram:
+    if not weights_only:
+        return torch.export.load(path)
+    # torch.export.load reads pickles with everything allowed and has no argument against it; this
+    # variable of torch.load is the only way to have a say. Nothing else loads while a model starts.
+    before = os.environ.get(_FORCE_WEIGHTS_ONLY)
+    os.environ[_FORCE_WEIGHTS_ONLY] = "1"
+    try:
+        return torch.export.load(path)
+    except pickle.UnpicklingError as error:
+        raise _refused(os.path.basename(path), error) from error
+    finally:
+        if before is None:
+            del os.environ[_FORCE_WEIGHTS_ONLY]
+        else:
+            os.environ[_FORCE_WEIGHTS_ONLY] = before
 
 
 def has_gradients(model: Any) -> bool:

@@ -77,7 +77,7 @@ class SharedMemory:
     def shorten(self, buffers: list[Buffer]) -> list[Buffer]:
         """The same message with references for its large bodies, as far as there is room.
 
-        buffers: as `encode_predict_reply` gives them.
+        buffers: as `encode_batch_reply` gives them; every second one is a large body.
         """
         for index in range(1, len(buffers), 2):
             body = buffers[index]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
+from ts_frontend.archive.self_test import SelfTestMistake, WarmUpItem, parse_items
 from ts_frontend.core.model import TensorSpec
 
 MAX_CONFIG_BYTES = 256 << 10
@@ -79,8 +80,21 @@ class ModelFileConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_worker_requests: int | None = None
     max_worker_age_s: int | None = None
     max_worker_memory_mb: int | None = None
+    autoscale_wait_ms: int | None = None
+    autoscale_idle_s: int | None = None
+    load: str | None = None  # "lazy" or "eager"
+    idle_unload_s: int | None = None  # 0: never
+    worker_start: str | None = None  # "spawn" or "fork"
+    max_address_space_mb: int | None = None
+    max_cpu_time_s: int | None = None
+    max_open_files: int | None = None
+    max_file_size_mb: int | None = None
+    own_temp_folder: bool | None = None
+    network: str | None = None  # "host" or "none"
+    no_new_privileges: bool | None = None
     inputs: tuple[TensorSpec, ...] | None = None
     outputs: tuple[TensorSpec, ...] | None = None
+    warm_up: tuple[WarmUpItem, ...] | str | None = None  # text: what is wrong with it
 
 
 class _Refused(Exception):
@@ -159,6 +173,13 @@ def _tensors(value: Any) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def _warm_up(value: Any) -> tuple[WarmUpItem, ...] | str:
+    try:
+        return parse_items(value)
+    except SelfTestMistake as mistake:
+        return str(mistake)
+
+
 _TORCHRUN_KEYS = {
     "nnodes": _Key("nnodes", _integer(minimum=1)),
     "nproc-per-node": _Key("nproc_per_node", _integer(minimum=1)),
@@ -205,9 +226,25 @@ _KEYS = {
     "maxWorkerRequests": _Key("max_worker_requests", _integer()),
     "maxWorkerAgeInSec": _Key("max_worker_age_s", _integer(" (seconds)")),
     "maxWorkerMemoryInMB": _Key("max_worker_memory_mb", _integer(" (MiB)")),
+    # Ours: how many workers there are, and whether there are any.
+    "autoscaleWait": _Key("autoscale_wait_ms", _integer(" (milliseconds)", minimum=1)),
+    "autoscaleIdleInSec": _Key("autoscale_idle_s", _integer(" (seconds)", minimum=1)),
+    "load": _Key("load", _one_of("lazy", "eager")),
+    "idleUnloadInSec": _Key("idle_unload_s", _integer(" (seconds)")),
+    # Ours: how a worker's process comes to be, and what it may do and take.
+    "workerStart": _Key("worker_start", _one_of("spawn", "fork")),
+    "maxAddressSpaceInMB": _Key("max_address_space_mb", _integer(" (MiB)")),
+    "maxCpuTimeInSec": _Key("max_cpu_time_s", _integer(" (seconds)")),
+    "maxOpenFiles": _Key("max_open_files", _integer()),
+    "maxFileSizeInMB": _Key("max_file_size_mb", _integer(" (MiB)")),
+    "ownTempFolder": _Key("own_temp_folder", _boolean),
+    "network": _Key("network", _one_of("host", "none")),
+    "noNewPrivileges": _Key("no_new_privileges", _boolean),
     # Ours: what the Open Inference API tells of the model and holds requests to.
     "inputs": _Key("inputs", _tensors),
     "outputs": _Key("outputs", _tensors),
+    # Ours: requests that each worker answers before it serves.
+    "warmup": _Key("warm_up", _warm_up),
 }
 
 

@@ -81,8 +81,8 @@ class ModelStore:
         self._checksums = checksums
         self._taken_kind = ErrorKind.CONFLICT if is_taken_name_a_conflict else ErrorKind.INTERNAL
         self._fetcher = Fetcher(self._rules, fetch or FetchSettings(), resolve)
-        # Told of each work directory before it is made, so that it can be found if we are killed.
-        self.on_work_path: Callable[[str], None] = lambda path: None
+        # How the names of our work directories begin, so that they can be found if we are killed.
+        self.work_prefix = ""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="model-store")
         # Names in the store that a download is about to take; guarded by the lock, since every open
         # runs in a thread of its own.
@@ -292,9 +292,8 @@ class ModelStore:
                 self._reserved.discard(name)
 
     def _new_work_path(self) -> str:
-        path = os.path.join(self._models_dir, secrets.token_hex(16))
-        self.on_work_path(path)
-        return path
+        name = (self.work_prefix + secrets.token_hex(16))[:32]
+        return os.path.join(self._models_dir, name)
 
     @contextmanager
     def _work_directory(self) -> Iterator[str]:

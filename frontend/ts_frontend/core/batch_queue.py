@@ -55,6 +55,10 @@ class BatchQueue:
     def remaining_capacity(self) -> int:
         return max(0, self.capacity - len(self._waiting))
 
+    def waited_s(self, now_s: float) -> float:
+        """How long the first of those who wait has waited; 0 if nobody does."""
+        return now_s - self._waiting[0].arrived_s if self._waiting else 0.0
+
     def put(self, job: Job) -> None:
         """Let `job` wait. Raises QueueFull, which costs nothing but this comparison."""
         if len(self._waiting) >= self.capacity:

@@ -249,6 +249,27 @@ class WorkerStartFailed(ServingError):
         self.was_refused = was_refused
 
 
+class SelfTestFailed(WorkerStartFailed):
+    """A worker has loaded the model and does not answer the archive's own requests as it should."""
+
+    kind = ErrorKind.INVALID_ARGUMENT
+    reason = "self_test"
+
+    @classmethod
+    def of(cls, name: str, version: str, complaint: str) -> SelfTestFailed:
+        return cls(f"Model {name} version: {version}: {complaint}", cause=complaint)
+
+
+class RolloutConflict(ServingError):
+    """A rollout cannot begin beside another one, or not from here."""
+
+    kind = ErrorKind.CONFLICT
+
+
+class RolloutNotFound(ServingError):
+    kind = ErrorKind.NOT_FOUND
+
+
 class ModelError(ServingError):
     """The handler failed the batch; `code` is the HTTP status that the worker reported."""
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ts_frontend.core.batch_queue import BatchQueue
 from ts_frontend.core.batching import AdaptiveBatching, BatchPolicy, DynamicBatching
 from ts_frontend.core.fair_order import Fairness, FairOrder
 from ts_frontend.core.job import JobMeters
+from ts_frontend.core.self_test import SelfTest
 from ts_frontend.core.sequence_queue import SequenceHeaders, SequenceLimits, SequenceQueue
+
+if TYPE_CHECKING:
+    from ts_frontend.core.traffic import Traffic
 
 
 class ModelId(NamedTuple):
@@ -83,6 +87,38 @@ class WorkerCare:
 
 
 @dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """When the number of workers changes between min_workers and max_workers, where they differ.
+
+    wait_s: a request that waits longer calls for another worker.
+    idle_s: what was not needed for so long goes.
+    """
+
+    wait_s: float = 0.1
+    idle_s: float = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Containment:
+    """What a worker's process may do and take; 0 and False: no limit of ours.
+
+    address_space_bytes: all that it maps, not only what is in memory (RLIMIT_AS).
+    cpu_s:               processor time of its whole life (RLIMIT_CPU); it is ended after that.
+    has_own_temp_dir:    its temporary folder is its own, and is removed with it.
+    is_offline:          it has a network of its own with nothing in it but itself.
+    is_unprivileged:     no program that it starts has more rights than it has.
+    """
+
+    address_space_bytes: int = 0
+    cpu_s: int = 0
+    open_files: int = 0
+    file_bytes: int = 0
+    has_own_temp_dir: bool = False
+    is_offline: bool = False
+    is_unprivileged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """How one version is run. Frozen: a scale or a re-register makes a new one.
 
@@ -117,6 +153,11 @@ class ModelConfig:
     max_sequence_job_queue_size: int = 1
     sequence_headers: SequenceHeaders = SequenceHeaders()  # noqa: RUF009 - frozen
     care: WorkerCare = WorkerCare()
+    autoscaling: Autoscaling = Autoscaling()
+    containment: Containment = Containment()
+    worker_start: str = ""  # "spawn" or "fork"; empty: as the server does
+    is_lazy: bool = False  # loaded by its first request
+    idle_unload_s: float = 0  # 0: stays loaded
     inputs: tuple[TensorSpec, ...] = ()  # empty: not declared
     outputs: tuple[TensorSpec, ...] = ()
 
@@ -146,7 +187,12 @@ class Model:
 
     path:    the directory that workers run in.
     url:     what it was registered with; the archive's file name is `archive_name`.
+    python:  the interpreter that was prepared for it, "" for the server's.
+    packages: the folder of packages that was prepared for it, "" if none was.
     meters:  its counters, under its own version and under "default" (requests that named none).
+    self_test:   what each of its workers has to answer before it serves; None: nothing.
+    traffic:     while it is the default version and another one is on trial: who gets what.
+    is_on_trial: a rollout has registered it, and it is gone again if that fails.
     """
 
     __slots__ = (
@@ -158,11 +204,16 @@ class Model:
         "handler",
         "id",
         "is_loaded_at_startup",
+        "is_on_trial",
         "meters",
+        "packages",
         "path",
+        "python",
         "queue",
         "runtime",
+        "self_test",
         "status",
+        "traffic",
         "url",
         "workers",
     )
@@ -189,11 +240,16 @@ class Model:
         self.runtime = runtime
         self.envelope = envelope
         self.is_loaded_at_startup = is_loaded_at_startup
+        self.python = ""
+        self.packages = ""
         self.status = ModelStatus.REGISTERED
         self.queue = new_queue(config)
         self.workers: Workers | None = None
         self.meters: JobMeters | None = None
         self.default_meters: JobMeters | None = None
+        self.self_test: SelfTest | None = None
+        self.traffic: Traffic | None = None
+        self.is_on_trial = False
 
     def __repr__(self) -> str:
         return (

@@ -12,6 +12,7 @@ from ts_frontend.data_plane import DataPlane
 from ts_frontend.health import Health
 from ts_frontend.http.request import Handler, HttpRequest
 from ts_frontend.http.router import Route
+from ts_frontend.rollout.rollouts import Rollouts
 from ts_frontend.tokens import KeyKind, TokenAuthority
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ class Planes:
 
     data: DataPlane
     control: ControlPlane
+    rollouts: Rollouts
     health: Health
     tokens: TokenAuthority | None  # None: no authorization
     render_metrics: Callable[[Sequence[str]], bytes]
     version: str
     has_local_times: bool = False  # TorchServe's dialect prints them, and marks them as UTC
+    has_torchserve_grpc_errors: bool = False  # its inference service's own, mostly INTERNAL
     is_model_api_enabled: bool = True
     is_open_inference_enabled: bool = False
     max_multipart_parts: int = 1000

@@ -175,7 +175,31 @@ CONNECTIONS = MetricDefinition(
     unit="Count",
     help="Open HTTP connections of all listeners.",
 )
+ROLLOUTS = MetricDefinition(
+    name="ts_rollouts_total",
+    kind=MetricKind.COUNTER,
+    unit="Count",
+    dimensions=("model_name", "outcome"),
+    help="Rollouts of new versions that have ended, by outcome.",
+)
+ROLLOUT_CANARY = MetricDefinition(
+    name="ts_rollout_canary_percent",
+    kind=MetricKind.GAUGE,
+    unit="Percent",
+    dimensions=("model_name", "model_version"),
+    help="Share of the requests without a version that a version on trial answers.",
+)
+ROLLOUT_REQUESTS = MetricDefinition(
+    name="ts_rollout_requests_total",
+    kind=MetricKind.COUNTER,
+    unit="Count",
+    dimensions=("model_name", "model_version", "result"),
+    help="Requests of the two versions while one is on trial, answered or failed.",
+)
 OWN_METRICS = (
+    ROLLOUTS,
+    ROLLOUT_CANARY,
+    ROLLOUT_REQUESTS,
     TASKS,
     CONNECTIONS,
     QUEUE_DEPTH,

@@ -80,6 +80,16 @@ class ModelMeters:
         self.latency_seconds = latency_seconds
 
 
+class TrialMeters:
+    """What one of two versions counts while one of them is on trial."""
+
+    __slots__ = ("answered", "failed")
+
+    def __init__(self, answered: Series, failed: Series) -> None:
+        self.answered = answered
+        self.failed = failed
+
+
 class ServerMetrics:
     """Counts, logs and renders; used from the event loop only.
 
@@ -182,6 +192,18 @@ class ServerMetrics:
 
     def quarantined(self, model: Model) -> None:
         self._count(own.QUARANTINED.name, *model.id)
+
+    def trial_meters(self, name: str, version: str) -> TrialMeters:
+        counter = self.registry.counter(own.ROLLOUT_REQUESTS.name)
+        return TrialMeters(
+            counter.child(name, version, "answered"), counter.child(name, version, "failed")
+        )
+
+    def set_canary_percent(self, name: str, version: str, percent: float) -> None:
+        self.registry.gauge(own.ROLLOUT_CANARY.name).child(name, version).value = percent
+
+    def rollout_ended(self, name: str, outcome: str) -> None:
+        self._count(own.ROLLOUTS.name, name, outcome.lower())
 
     def _count(self, name: str, *labels: str, by: int = 1) -> None:
         self.registry.counter(name).child(*labels).value += by

@@ -13,7 +13,8 @@ from typing import Any
 
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.settings.addresses import DEFAULT_PORTS, Address, parse_address
-from ts_frontend.settings.settings import KEYS
+from ts_frontend.settings.amounts import memory_budget_bytes
+from ts_frontend.settings.settings import KEYS, ConfigurationError
 
 UNKNOWN = "is not a known key and has no effect"
 
@@ -177,6 +178,10 @@ def combination_problems(
         warnings.append(f"{at('certificate_file')} has no effect: the keystore goes before it.")
     if value("archive_checksums_key") and not value("archive_checksums"):
         problems.append(f"{at('archive_checksums_key')} needs archive_checksums, too.")
+    try:
+        memory_budget_bytes(value("model_memory_budget"))
+    except ConfigurationError as error:
+        problems.append(f"{error.problems[0]} ({origin('model_memory_budget')}).")
     return problems, warnings
 
 

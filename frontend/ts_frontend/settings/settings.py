@@ -185,7 +185,40 @@ class Settings:
         None, "Request envelope of all models, in place of what their archives say."
     )
     install_py_dep_per_model: bool = _key(
-        False, "Install the Python packages that an archive asks for."
+        False,
+        "Install the Python packages that an archive asks for, into a folder that models with the "
+        "same requirements share (docs/many-models.md).",
+    )
+    environment_cache: str = _key(
+        "",
+        "Where these folders and the virtual environments of models with `useVenv` are kept.",
+        path=True,
+        default_text="`$XDG_CACHE_HOME/torchserve/environments`, `~/.cache` without that variable",
+    )
+    pip_options: str = _key(
+        "",
+        "More options of the `pip install` that fills them, such as "
+        "`--no-index --find-links /wheels`.",
+    )
+    dependency_timeout: float = _key(
+        600.0, "Seconds that the making of one of them may take.", minimum=0.1
+    )
+    lazy_loading: bool = _key(
+        False,
+        "Load each model at its first request; in a model's file: `load: lazy` or `load: eager`.",
+    )
+    model_memory_budget: str = _key(
+        "",
+        "What the workers of all models may occupy (resident): bytes, `800MB`, `16GB`, or a share "
+        "of the machine's memory, `60%`. Lazy models without work go when it is reached, the least "
+        "recently used first.",
+        default_text="no limit",
+    )
+    model_idle_timeout: float = _key(
+        0.0,
+        "Seconds without a request after which a lazy model is unloaded; 0: never. In a model's "
+        "file: `idleUnloadInSec`.",
+        minimum=0,
     )
     limit_max_image_pixels: bool = _key(
         True, "Refuse images so large that decoding them exhausts memory."
@@ -269,6 +302,30 @@ class Settings:
         "`maxWorkerMemoryInMB`.",
         minimum=0,
     )
+    autoscale_interval: float = _key(
+        1.0,
+        "Seconds between two looks at the load of models whose `minWorkers` and `maxWorkers` "
+        "differ (docs/many-models.md); 0: the number of workers does not follow the load, as in "
+        "TorchServe.",
+        minimum=0,
+    )
+    autoscale_wait: int = _key(
+        100,
+        "Milliseconds after which a request that still waits calls for another worker. In a "
+        "model's file: `autoscaleWait`.",
+        minimum=1,
+    )
+    autoscale_idle: float = _key(
+        60.0,
+        "Seconds after which workers go that were not needed for so long. In a model's file: "
+        "`autoscaleIdleInSec`.",
+        minimum=0.1,
+    )
+    strict_readiness: bool = _key(
+        True,
+        "`/health/ready` says yes when each model that should have workers has one that serves, "
+        "and all of `load_models` could be registered; `false`: as soon as the server listens.",
+    )
     job_queue_size: int = _key(100, "Requests that may wait for one model version.", minimum=1)
     number_of_gpu: int = _key(
         0,
@@ -290,6 +347,18 @@ class Settings:
     )
     use_native_io: bool = _key(
         True, "Talk to workers over unix sockets; `false` uses TCP.", **_NOT_FROM_ENVIRONMENT
+    )
+    worker_start: str = _key(
+        "spawn",
+        "How a worker's process comes to be: `spawn` starts an interpreter for each; `fork` makes "
+        "it from a process that has imported torch already, in milliseconds and with less memory "
+        "(Linux, see docs/worker-start.md). In a model's file: `workerStart`.",
+        choices=("spawn", "fork"),
+    )
+    worker_preload: tuple[str, ...] = _key(
+        ("torch",),
+        "With `fork`: modules to import once for all workers. Each must start no threads and not "
+        "touch a GPU when it is imported.",
     )
     blacklist_env_vars: str = _key(
         "",
@@ -348,6 +417,14 @@ class Settings:
     )
     max_response_size: int = _key(
         6553500, "Largest part of a worker's answer, in bytes.", minimum=1
+    )
+    worker_spin_us: int = _key(
+        0,
+        "How long a worker that is asked again and again stays awake for its next batch, in "
+        "microseconds, before it sleeps. It spares a small model the time of being woken, and "
+        "costs up to so much processor time a batch; 200 suits a machine with processors to spare.",
+        minimum=0,
+        maximum=10000,
     )
     shared_memory_threshold: int = _key(
         65536,

@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ts.protocol.controls import CONTROLS_VARIABLE
 from ts.protocol.log_lines import LEVELS_VARIABLE
+from ts.protocol.restrictions import Restrictions
 from ts_frontend.core.errors import InvalidArgument
-from ts_frontend.core.model import Model, ParallelType
+from ts_frontend.core.model import Containment, Model, ParallelType
 from ts_frontend.workers.connections.shared_memory import SharedBodies, SharedMemoryLane
+from ts_frontend.workers.process import StartProcess, WorkerProcess
+from ts_frontend.workers.zygote import Zygote
 
 MAX_PORT = 65535
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, without its closing zero
@@ -32,6 +36,8 @@ class WorkerLaunch:
     socket_dir:  private to this server (mode 0700), so that two servers never share a socket.
     max_field_bytes: the largest part of a reply that is accepted (`max_response_size`).
     shared_bodies: memory that large bodies may lie in; None sends all through the socket.
+    zygote: what workers are forked from; None starts an interpreter for each.
+    worker_start: "fork" or "spawn", of models that do not say.
     """
 
     home: str
@@ -47,6 +53,8 @@ class WorkerLaunch:
     debug_port: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     shared_bodies: SharedBodies | None = None
+    zygote: Zygote | None = None
+    worker_start: str = "spawn"
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument if the folder's path is too long for sockets in it."""
@@ -69,6 +77,19 @@ class WorkerLaunch:
             for rank in range(width):
                 with contextlib.suppress(OSError):
                     os.unlink(self.address(port + rank))
+
+    def open_temp_dir(self, port: int) -> dict[str, str]:
+        """A fresh temporary folder for one process, as variables for it. Raises OSError."""
+        path = self._temp_dir(port)
+        os.makedirs(path, 0o700, exist_ok=True)
+        return {"TMPDIR": path, "TEMP": path, "TMP": path}
+
+    def remove_temp_dir(self, port: int) -> None:
+        """Blocks. What cannot be removed goes with the server's own folder."""
+        shutil.rmtree(self._temp_dir(port), ignore_errors=True)
+
+    def _temp_dir(self, port: int) -> str:
+        return os.path.join(self.socket_dir, f"tmp-{port}")
 
     def command(self, model: Model, port: int) -> list[str]:
         script = os.path.join(self.home, "ts", "model_service_worker.py")
@@ -107,8 +128,8 @@ class WorkerLaunch:
             return ["python3"]
         if model.runtime != "python":
             raise InvalidArgument(f"Invalid RuntimeType value: {model.runtime}")
-        python = self.python
-        if model.config.use_venv:
+        python = model.python or self.python
+        if model.config.use_venv and not model.python:
             # A folder that is only linked to stays as it is; its venv lies beside the link.
             linked = os.path.islink(model.path)
             folder = os.path.dirname(model.path) if linked else os.path.realpath(model.path)
@@ -118,6 +139,15 @@ class WorkerLaunch:
         if launcher is None:
             return [python]
         return [python, "-m", "torch.backends.xeon.run_cpu", *launcher]
+
+    def starter(self, model: Model) -> StartProcess:
+        """What starts the processes of `model`: a fork, if it is wanted and gives the same."""
+        is_plain = model.config.parallel_type is ParallelType.NONE
+        is_wanted = (model.config.worker_start or self.worker_start) == "fork"
+        is_wanted = is_wanted and is_plain and self._interpreter(model, 0) == [self.python]
+        if self.zygote is not None and is_wanted:
+            return self.zygote.start
+        return WorkerProcess.start
 
     def open_lane(self, model: Model) -> SharedMemoryLane | None:
         """Shared memory with one process to be started; None where that cannot be or is off.
@@ -139,6 +169,7 @@ class WorkerLaunch:
         environment["TS_WORKER_DIE_WITH_PARENT"] = str(os.getpid())
         environment[LEVELS_VARIABLE] = "1"
         config = model.config
+        environment.update(_restrictions(config.containment).to_variables())
         if config.parallel_type in (ParallelType.NONE, ParallelType.CUSTOM):
             # Of several ranks only one would hear of a cancel, and leave the others waiting.
             environment[CONTROLS_VARIABLE] = "1"
@@ -157,11 +188,24 @@ class WorkerLaunch:
         if inherited := self.environment.get("PYTHONPATH"):
             path.append(inherited)
         path.append(os.path.realpath(model.path))
+        if model.packages:
+            path.append(model.packages)
         if os.path.islink(model.path):
             path.append(os.path.dirname(model.path))
         if os.path.basename(self.home) not in ("site-packages", "dist-packages"):
             path.append(self.home)
         return path
+
+
+def _restrictions(wanted: Containment) -> Restrictions:
+    return Restrictions(
+        address_space_bytes=wanted.address_space_bytes,
+        cpu_s=wanted.cpu_s,
+        open_files=wanted.open_files,
+        file_bytes=wanted.file_bytes,
+        is_offline=wanted.is_offline,
+        is_unprivileged=wanted.is_unprivileged,
+    )
 
 
 def split_launcher_args(text: str) -> list[str]:

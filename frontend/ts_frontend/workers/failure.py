@@ -19,6 +19,7 @@ class FailureKind(enum.Enum):
     NOT_STARTED = "not_started"  # no process, or one that nobody could connect to
     LOAD_TIMEOUT = "load_timeout"
     LOAD_REFUSED = "load_refused"  # the worker said that it cannot load the model
+    SELF_TEST = "self_test"  # it has failed the test that its archive brings
     EXIT = "exit"
     SIGNAL = "signal"
     OUT_OF_MEMORY = "out_of_memory"  # killed, and the kernel has counted a kill for lack of memory
@@ -28,6 +29,36 @@ class FailureKind(enum.Enum):
     UNRESPONSIVE = "unresponsive"  # stopped, or no answer to a ping
     CANCEL_IGNORED = "cancel_ignored"
 
+
+class Cause(enum.Enum):
+    """Why it happened, as far as that is known; the values are words for programs."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    SEGFAULT = "segfault"
+    CPU_TIME = "cpu_time"  # maxCpuTimeInSec
+    SIGNAL = "signal"
+    EXIT = "exit"  # it called for its end itself: SystemExit, os._exit
+    EXCEPTION = "exception"
+    IMPORT_ERROR = "import_error"
+    SYNTAX_ERROR = "syntax_error"
+    MISSING_FILE = "missing_file"
+    BAD_HANDLER = "bad_handler"  # its module has nothing to call
+    NOT_CONTAINED = "not_contained"  # what its model forbids it could not be taken from it
+
+
+# While a model loads, the end of these is foreseeable: its archive would have to change.
+_OF_THE_ARCHIVE = {
+    "ImportError": Cause.IMPORT_ERROR,
+    "ModuleNotFoundError": Cause.IMPORT_ERROR,
+    "SyntaxError": Cause.SYNTAX_ERROR,
+    "IndentationError": Cause.SYNTAX_ERROR,
+    "TabError": Cause.SYNTAX_ERROR,
+    "FileNotFoundError": Cause.MISSING_FILE,
+    "ts.model_loader.BadHandlerError": Cause.BAD_HANDLER,
+    "ts.containment.NotContainedError": Cause.NOT_CONTAINED,
+}
+_LASTING = frozenset(_OF_THE_ARCHIVE.values())
+_SIGNALS = {11: Cause.SEGFAULT, 24: Cause.CPU_TIME}
 
 _ENDED = frozenset({FailureKind.EXIT, FailureKind.SIGNAL, FailureKind.OUT_OF_MEMORY})
 
@@ -46,6 +77,7 @@ class WorkerFailure:
     code:       what a worker that refused to load said (500, 507), as HTTP statuses.
     exception:  the last line of the traceback that it printed, "" if there was none.
     last_lines: the end of what it printed; for operators, not for clients.
+    is_at_load: it had not loaded its model yet.
     """
 
     kind: FailureKind
@@ -55,6 +87,33 @@ class WorkerFailure:
     code: int | None = None
     exception: str = ""
     last_lines: tuple[str, ...] = ()
+    is_at_load: bool = False
+
+    @property
+    def cause(self) -> Cause | None:
+        """None where the kind says all that is known."""
+        exception = self.exception.partition(":")[0]
+        if self.is_out_of_memory or exception == "MemoryError":
+            return Cause.OUT_OF_MEMORY
+        if self.signal is not None:
+            return _SIGNALS.get(self.signal, Cause.SIGNAL)
+        if self.is_at_load and exception in _OF_THE_ARCHIVE:
+            return _OF_THE_ARCHIVE[exception]
+        if self.kind is FailureKind.EXIT or (
+            self.kind is FailureKind.LOAD_REFUSED and self.exit_code is not None
+        ):
+            return Cause.EXCEPTION if exception else Cause.EXIT
+        return None
+
+    @property
+    def cause_word(self) -> str:
+        cause = self.cause
+        return self.kind.value if cause is None else cause.value
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same archive would fail the same way again."""
+        return self.cause in _LASTING
 
     @property
     def is_out_of_memory(self) -> bool:
@@ -81,6 +140,8 @@ class WorkerFailure:
     @property
     def label(self) -> str:
         """For metrics: few and short values."""
+        if self.is_lasting:
+            return self.cause_word
         return self.ending if self.kind in _ENDED else self.kind.value
 
     def may_be_retried(self, batch_size: int) -> bool:

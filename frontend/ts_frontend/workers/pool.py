@@ -68,6 +68,7 @@ class WorkerPool:
         self.max_workers = 0
         self.workers: list[Worker] = []
         self.is_dormant = False  # nobody is there, and a request is enough to change that
+        self.worked_at_s = 0.0  # when a worker was last given something, on the monotonic clock
         self.start_failure = ""  # why the last attempt to have workers was given up
         self._launch = launch
         self._connect = connect
@@ -204,6 +205,7 @@ class WorkerPool:
             self._hand_over(batch, min(takers, key=_in_flight), now_s)
 
     def _hand_over(self, batch: list[Job], worker: Worker, now_s: float) -> None:
+        self.worked_at_s = now_s
         queue_ms = 0.0
         for job in batch:
             waited_s = now_s - job.arrived_s

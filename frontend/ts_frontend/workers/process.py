@@ -10,7 +10,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 from ts.protocol.log_lines import split_level
 
@@ -29,6 +29,19 @@ LAST_WORDS_S = 1.0  # for the rest of the output of a process that has ended
 
 LineSink = Callable[[str, str], None]
 """Called with the stream's name ("stdout" or "stderr") and a line without its end."""
+
+
+class StartProcess(Protocol):
+    """How the process of a worker comes to be: `WorkerProcess.start`, or a fork that is as good."""
+
+    async def __call__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        working_dir: str,
+        sink: LineSink,
+        descriptors: Sequence[int] = (),
+    ) -> WorkerProcess: ...
 
 
 def is_stopped(pid: int) -> bool:

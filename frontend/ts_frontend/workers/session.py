@@ -21,6 +21,7 @@ from ts_frontend.workers.connections.shared_memory import SharedMemoryLane
 from ts_frontend.workers.environment import WorkerLaunch
 from ts_frontend.workers.failure import FailureKind, WorkerFailure, last_exception, oom_kills
 from ts_frontend.workers.process import LineSink, WorkerProcess
+from ts_frontend.workers.self_test import Complaint, SelfTester
 
 # TorchServe's table; it enters at index 1, so the first retry comes after one second.
 BACKOFF_SECONDS = (0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
@@ -103,6 +104,10 @@ class WorkerSession:
         self._lane: SharedMemoryLane | None = None
 
     @property
+    def _has_temp_dir(self) -> bool:
+        return self._model.config.containment.has_own_temp_dir
+
+    @property
     def pid(self) -> int:
         return -1 if self.process is None else self.process.reported_pid
 
@@ -117,7 +122,10 @@ class WorkerSession:
             environment.update(lane.variables)
             descriptors.append(lane.descriptor)
         try:
-            self.process = await WorkerProcess.start(
+            if self._has_temp_dir:
+                environment.update(self._launch.open_temp_dir(self._place.port))
+            start = self._launch.starter(self._model)
+            self.process = await start(
                 command, environment, self._model.path, self._on_line, descriptors
             )
         except OSError as error:
@@ -140,6 +148,7 @@ class WorkerSession:
             raise self._failed(FailureKind.NOT_STARTED, "Backend stream closed.")
         await self._open_connection()
         await self._load()
+        await self._test_itself()
         self.loaded_s = monotonic()
 
     async def wait_lost(self) -> None:
@@ -181,6 +190,8 @@ class WorkerSession:
         finally:
             await process.aclose()
             self._launch.clear_address(self._place.port, self._place.width)
+            if self._has_temp_dir:
+                await asyncio.to_thread(self._launch.remove_temp_dir, self._place.port)
 
     # The connection's owner.
 
@@ -253,6 +264,27 @@ class WorkerSession:
         if self._lane is not None and self.connection is not None and self._lane.is_understood():
             self.connection.use_lane(self._lane)
 
+    async def _test_itself(self) -> None:
+        """Let the worker answer what its archive asks first. Raises SessionFailed."""
+        if self._model.self_test is None or self.connection is None:
+            return
+        tester = SelfTester(self._model.self_test, self._model.config.response_timeout_s)
+        hears, self.on_predict_reply = self.on_predict_reply, tester.on_predict_reply
+        testing = asyncio.create_task(tester.run(self.connection), name="self-test")
+        outcomes: set[asyncio.Future[Any]] = {testing, self._lost}
+        try:
+            await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+            if testing.done():
+                testing.result()
+            elif (lost := self._lost.result()) is not None:
+                await self._await_exit()
+                raise self._failed(lost[0], f"{lost[1]}, in its self-test")
+        except Complaint as complaint:
+            raise self._failed(FailureKind.SELF_TEST, f"self-test failed: {complaint}") from None
+        finally:
+            testing.cancel()
+            self.on_predict_reply = hears
+
     # Why.
 
     async def _await_exit(self) -> None:
@@ -280,7 +312,10 @@ class WorkerSession:
             elif exit_code is not None:
                 kind = FailureKind.EXIT
         exception = last_exception(lines) if kind in _RAISED else ""
-        return SessionFailed(WorkerFailure(kind, reason, exit_code, signal, code, exception, lines))
+        is_at_load = not self.loaded_s
+        return SessionFailed(
+            WorkerFailure(kind, reason, exit_code, signal, code, exception, lines, is_at_load)
+        )
 
     def _has_memory_run_out(self) -> bool:
         now = oom_kills()

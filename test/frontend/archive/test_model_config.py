@@ -290,6 +290,17 @@ def test_what_becomes_of_failing_requests_and_worn_out_workers() -> None:
         "workerPingTimeoutInSec: 9\ncancelGraceInSec: 5\n"
         "maxWorkerRequests: 1000\nmaxWorkerAgeInSec: 3600\n"
         "maxWorkerMemoryInMB: 2048\n"
+        "autoscaleWait: 50\n"
+        "autoscaleIdleInSec: 30\n"
+        "load: Lazy\n"
+        "idleUnloadInSec: 600\n"
+        "maxAddressSpaceInMB: 8192\n"
+        "maxCpuTimeInSec: 3600\n"
+        "maxOpenFiles: 256\n"
+        "maxFileSizeInMB: 100\n"
+        "ownTempFolder: true\n"
+        "network: none\n"
+        "noNewPrivileges: true\n"
     )
     assert warnings == []
     assert config == ModelFileConfig(
@@ -301,6 +312,17 @@ def test_what_becomes_of_failing_requests_and_worn_out_workers() -> None:
         max_worker_requests=1000,
         max_worker_age_s=3600,
         max_worker_memory_mb=2048,
+        autoscale_wait_ms=50,
+        autoscale_idle_s=30,
+        load="lazy",
+        idle_unload_s=600,
+        max_address_space_mb=8192,
+        max_cpu_time_s=3600,
+        max_open_files=256,
+        max_file_size_mb=100,
+        own_temp_folder=True,
+        network="none",
+        no_new_privileges=True,
     )
 
 

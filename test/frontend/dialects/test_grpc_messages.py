@@ -46,8 +46,7 @@ EXPECTED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNKNOWN,  # TorchServe's, for a conflict
 }
-# TorchServe's inference service says INTERNAL to its client's mistakes too; and so does gRPC itself
-# to bytes that are no message.
+# gRPC itself says INTERNAL to bytes that are no message.
 FAULT = "Internal server error"
 
 names = st.sampled_from(["m", "raw", "nobody", "", "../m", "é\0"]) | st.text(max_size=20)
@@ -294,7 +293,8 @@ def test_inference_of_tensors_that_fit(door: Door, request_: oip.ModelInferReque
 def test_predictions(door: Door, request_: inference.PredictionsRequest) -> None:
     code, text = door.call(inference, "Predictions", request_.SerializeToString())
     wanted = request_.model_name in ("m", "raw") and request_.model_version in ("", "1.0")
-    assert code is (grpc.StatusCode.OK if wanted else grpc.StatusCode.INTERNAL), text
+    unknown = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+    assert code in ((grpc.StatusCode.OK,) if wanted else unknown), text
 
 
 @generated(st.lists(prediction_requests, max_size=5))

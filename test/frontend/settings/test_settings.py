@@ -51,6 +51,7 @@ def test_every_key_reads_a_value_of_its_kind(load):
     own = {
         "number_of_gpu": "3",
         "unix_socket_mode": "660",
+        "model_memory_budget": "60%",
         "keystore": "",  # would take the effect of the PEM files
         "inference_address": "http://127.0.0.1:1",
         "management_address": "https://127.0.0.1:2",

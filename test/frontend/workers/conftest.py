@@ -25,7 +25,8 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     factories = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-    is_about_loops = item.path.name in ("test_process.py", "test_connections.py")
+    about_loops = ("test_process.py", "test_zygote.py", "test_connections.py")
+    is_about_loops = item.path.name in about_loops
     return factories if is_about_loops else {"uvloop": uvloop.new_event_loop}
 
 

@@ -104,3 +104,46 @@ def test_a_long_exception_is_cut() -> None:
 def test_the_kernels_count_is_a_number_or_nothing() -> None:
     count = oom_kills()
     assert count is None or count >= 0
+
+
+def at_load(**facts: object) -> WorkerFailure:
+    return WorkerFailure(K.EXIT, "gone", exit_code=1, is_at_load=True, **facts)
+
+
+# A failure -> its cause in a word, and whether the same archive would fail that way again.
+CAUSES = [
+    (WorkerFailure(K.SIGNAL, "gone", signal=11), "segfault", False),
+    (WorkerFailure(K.SIGNAL, "gone", signal=6), "signal", False),
+    (WorkerFailure(K.SIGNAL, "gone", signal=9), "out_of_memory", False),
+    (WorkerFailure(K.SIGNAL, "gone", signal=24), "cpu_time", False),
+    (WorkerFailure(K.LOAD_REFUSED, "no", exit_code=1, code=507), "out_of_memory", False),
+    (WorkerFailure(K.LOAD_REFUSED, "no", exit_code=1, code=500), "exit", False),
+    (WorkerFailure(K.EXIT, "gone", exit_code=3), "exit", False),
+    (at_load(exception="ValueError: odd"), "exception", False),
+    (at_load(exception="MemoryError"), "out_of_memory", False),
+    (at_load(exception="ImportError: no"), "import_error", True),
+    (at_load(exception="ModuleNotFoundError: No module named 'x'"), "import_error", True),
+    (at_load(exception="IndentationError: unindent"), "syntax_error", True),
+    (at_load(exception="FileNotFoundError: [Errno 2] model.pt"), "missing_file", True),
+    (at_load(exception="ts.model_loader.BadHandlerError: none"), "bad_handler", True),
+    (at_load(exception="ts.containment.NotContainedError: no"), "not_contained", True),
+    # Of a worker that had loaded its model once, it is no lasting fault of the archive.
+    (WorkerFailure(K.EXIT, "gone", exit_code=1, exception="ImportError: no"), "exception", False),
+    (WorkerFailure(K.NO_REPLY, "late"), "no_reply", False),
+    (WorkerFailure(K.LOAD_TIMEOUT, "late"), "load_timeout", False),
+]
+
+
+@pytest.mark.parametrize(("failure", "word", "is_lasting"), CAUSES)
+def test_causes(failure: WorkerFailure, word: str, is_lasting: bool) -> None:
+    assert (failure.cause_word, failure.is_lasting) == (word, is_lasting)
+
+
+def test_a_lasting_cause_is_its_own_label() -> None:
+    assert {failure.label for failure, _, is_lasting in CAUSES if is_lasting} == {
+        "import_error",
+        "syntax_error",
+        "missing_file",
+        "bad_handler",
+        "not_contained",
+    }

@@ -240,6 +240,14 @@ class TestImages:
         assert answers[4] != answers[0]
         assert [context.get_response_status(index)[0] for index in (0, 1, 3, 4)] == [200] * 4
 
+    def test_a_target_is_the_same_as_a_number_or_in_a_list(self, make_handler, bright):
+        """A list beside a number would otherwise fail everybody's explanation in Captum."""
+        handler, context = make_handler()
+        context.start_batch(EXPLAIN, EXPLAIN, EXPLAIN)
+        rows = [{"data": bright, "target": target} for target in (1, [1], [0])]
+        first, second, third = handler.handle(rows, context)
+        assert first == second != third
+
     def test_a_batch_of_predictions_and_explanations_answers_each(self, make_handler, bright):
         handler, context = make_handler()
         context.start_batch(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import struct
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -67,12 +70,48 @@ def save_exported(path, dynamic=True):
     torch.export.save(program, path)
 
 
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def saved(value) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def replace_member(path, name, content: bytes) -> None:
+    """Write other bytes for the member of the archive whose name holds `name`."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    (found,) = (member for member in members if name in member)
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in {**members, found: content}.items():
+            archive.writestr(member, data)
+
+
 class TestExported:
     def test_a_program_of_torch_export(self, load, tmp_path):
         save_exported(tmp_path / "scale.pt2")
         handler = load(serializedFile="scale.pt2")
         assert answer(handler) == [[4.0, 12.0]]
         assert answer(handler, [(1.0, 2.0)] * 3) == [[4.0, 8.0]] * 3
+
+    def test_its_pickles_run_no_code(self, load, tmp_path):
+        """torch.export reads what it does not know as weights with everything allowed."""
+        save_exported(tmp_path / "scale.pt2")
+        ran = tmp_path / "ran"
+        replace_member(tmp_path / "scale.pt2", "sample_inputs", saved((Runs(str(ran)),)))
+        with pytest.raises(RuntimeError, match=r"scale\.pt2 .* handler: {weights_only: false}"):
+            load(serializedFile="scale.pt2")
+        assert not ran.exists()
+        assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
     def test_it_can_be_compiled(self, load, tmp_path):
         save_exported(tmp_path / "scale.pt2")

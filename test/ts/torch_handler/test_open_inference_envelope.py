@@ -15,7 +15,7 @@ import torch
 
 from ts.context import Context, RequestProcessor
 from ts.protocol.tensors import BINARY_CONTENT_TYPE, JSON_LENGTH_HEADER
-from ts.torch_handler.request_envelope.open_inference import OpenInferenceEnvelope
+from ts.torch_handler.request_envelope.open_inference import OpenInferenceEnvelope, _elements
 from ts.torch_handler.vision_handler import VisionHandler
 from ts.utils.util import PredictionException
 
@@ -123,6 +123,22 @@ def test_raw_elements_become_json_for_an_own_handler() -> None:
             }
         }
     ]
+
+
+def test_data_of_any_depth_is_read_once() -> None:
+    class Leaf:
+        looks = 0
+
+        @property
+        def __class__(self) -> type:  # what isinstance asks
+            Leaf.looks += 1
+            return int
+
+    deep: Any = 1
+    for _ in range(50):
+        deep = [deep]
+    _elements(tensor("a", "FP32", [2], [Leaf(), deep]))
+    assert Leaf.looks < 5
 
 
 # Tensors on request.

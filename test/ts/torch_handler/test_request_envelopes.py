@@ -48,6 +48,30 @@ def test_body():
     assert run(BodyEnvelope, []) == ([], [])
 
 
+def pieces():
+    yield "a"
+    yield "b"
+
+
+async def later():
+    return ["a"]
+
+
+@pytest.mark.parametrize("make", [pieces, later])
+def test_body_lets_streams_and_awaitables_through(make):
+    made = make()
+    assert run(BodyEnvelope, [{"data": 1}], lambda rows: made)[1] is made
+    made.close()
+
+
+@pytest.mark.parametrize("make", [pieces, later])
+def test_an_envelope_for_whole_answers_says_that_it_takes_no_other(make):
+    made = make()
+    with pytest.raises(TypeError, match=r"JSONEnvelope .* service_envelope=body or none"):
+        run(JSONEnvelope, [{"body": {"instances": [1]}}], lambda rows: made)
+    made.close()
+
+
 B64 = {"b64": "aGk="}
 
 

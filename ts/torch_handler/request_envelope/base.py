@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from ts.utils.util import PredictionException
@@ -29,10 +29,18 @@ class BaseEnvelope(ABC):
             return self._handle_fn(data, context)
         if data:
             data = self.parse_input(data)
-        results = self._handle_fn(data, context)
-        if results is not None and len(results):
-            results = self.format_output(results)
-        return results
+        return self._formatted(self._handle_fn(data, context))
+
+    def _formatted(self, results: Any) -> Any:
+        if results is None:
+            return None
+        if not isinstance(results, Sized):
+            raise TypeError(
+                f"{type(self).__name__} shapes whole answers, and the handler returned a "
+                f"{type(results).__name__}; handlers that stream or are asynchronous need "
+                "service_envelope=body or none"
+            )
+        return self.format_output(results) if len(results) else results
 
     @abstractmethod
     def parse_input(self, data: list[Any]) -> Any:

@@ -17,3 +17,6 @@ class BodyEnvelope(BaseEnvelope):
     def format_output(self, data: Any) -> Any:
         """The answers, unchanged."""
         return data
+
+    def _formatted(self, results: Any) -> Any:
+        return results  # of any kind: a generator, or something to be awaited

@@ -35,6 +35,7 @@ from ts.protocol.tensors import (
     BINARY_SIZE,
     ELEMENTS,
     JSON_LENGTH_HEADER,
+    flatten,
     part_name,
     unpack,
 )
@@ -204,12 +205,7 @@ def _unpacked(tensor: dict[str, Any], raw: bytearray) -> Any:
 
 def _elements(tensor: dict[str, Any]) -> list[Any]:
     """The elements of JSON data, nested or flat, as a flat list."""
-    flat = tensor.get("data")
-    if not isinstance(flat, list):
-        return [flat]
-    while any(isinstance(item, list) for item in flat):
-        flat = [leaf for item in flat for leaf in (item if isinstance(item, list) else [item])]
-    return flat
+    return list(flatten(tensor.get("data")))
 
 
 def _as_bytes(item: Any) -> bytes:

@@ -345,7 +345,7 @@ def elements(output: OutputTensor) -> list[Any]:
     try:
         tensors.datatype_of(output.name, output.datatype)
         expected = tensors.element_count(output.name, output.shape)
-        values = list(tensors.flatten(tensors.decode(output.name, memoryview(output.data))))
+        values = list(wire.flatten(tensors.decode(output.name, memoryview(output.data))))
     except InvalidArgument as error:
         raise InvalidAnswer(error.message) from None
     if len(values) != expected:

@@ -1,31 +1,12 @@
-"""The protocol's gRPC codes. TorchServe's own service answers INTERNAL to most; the standard ones
-are given under both of its names.
+"""The protocol's gRPC codes: the standard ones, under both of its names. TorchServe answers
+INTERNAL to most.
 """
 
 from __future__ import annotations
 
-import grpc
-
-from ts_frontend.core.errors import ErrorKind, ModelError, ServingError
-from ts_frontend.dialects.inference_grpc import status_of_http
+from ts_frontend.core.errors import ModelError, ServingError
+from ts_frontend.dialects.inference_grpc import CODE_OF_KIND, status_of_http
 from ts_frontend.grpc.service import Status
-
-CODE_OF_KIND: dict[ErrorKind, grpc.StatusCode] = {
-    ErrorKind.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    ErrorKind.UNAUTHENTICATED: grpc.StatusCode.PERMISSION_DENIED,
-    ErrorKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
-    ErrorKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    ErrorKind.METHOD_NOT_ALLOWED: grpc.StatusCode.UNIMPLEMENTED,
-    ErrorKind.CONFLICT: grpc.StatusCode.ABORTED,
-    ErrorKind.OVERLOADED: grpc.StatusCode.UNAVAILABLE,
-    ErrorKind.THROTTLED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ErrorKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    ErrorKind.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
-    ErrorKind.OUT_OF_MEMORY: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ErrorKind.CANCELLED: grpc.StatusCode.CANCELLED,
-    ErrorKind.MODEL_ERROR: grpc.StatusCode.INTERNAL,
-    ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
-}
 
 
 def status_of(error: ServingError) -> Status:

@@ -13,7 +13,7 @@ from ts_frontend.core.errors import InvalidArgument, ModelError
 from ts_frontend.core.inference import InferenceRequest
 from ts_frontend.core.model import Model
 from ts_frontend.dialects.base import GrpcServices, Planes
-from ts_frontend.dialects.inference_grpc import deadline_s, new_request_id
+from ts_frontend.dialects.inference_grpc import MAX_ERROR_BYTES, deadline_s, new_request_id
 from ts_frontend.dialects.open_inference import convert, schema
 from ts_frontend.dialects.open_inference.grpc_convert import read_message, write_message
 from ts_frontend.dialects.open_inference.grpc_errors import status_of
@@ -123,7 +123,7 @@ class OpenInferenceServicer:
         chunks = await stream.wait_complete()
         body = convert.joined(chunks)
         if chunks[0].status >= 400:
-            raise ModelError(chunks[0].status, body[:1000].decode(errors="replace"))
+            raise ModelError(chunks[0].status, body[:MAX_ERROR_BYTES].decode(errors="replace"))
         json_length = convert.json_length(chunks[0].headers)
         return await offloaded(len(body), _answered, body, json_length, call, model)
 

@@ -15,7 +15,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -67,7 +67,7 @@ def check_json(name: str, datatype: str, shape: Sequence[int], text: Buffer) -> 
     datatype_of(name, datatype)
     text = bytes(text)
     if datatype == "BYTES":
-        count = sum(1 for _ in flatten(decode(name, text)))
+        count = sum(1 for _ in wire.flatten(decode(name, text)))
         # TorchServe's samples write [-1] for "as many as there are".
         expected = count if list(shape) == [-1] else element_count(name, shape)
     else:
@@ -77,7 +77,7 @@ def check_json(name: str, datatype: str, shape: Sequence[int], text: Buffer) -> 
             kind = "booleans" if datatype == "BOOL" else "numbers"
             raise InvalidArgument(f'"{name}": the data of {datatype} must be {kind}')
         if _EMPTY_LIST.search(text):
-            count = sum(1 for _ in flatten(decode(name, text)))
+            count = sum(1 for _ in wire.flatten(decode(name, text)))
         else:
             count = text.count(b",") + 1
     if count != expected:
@@ -101,22 +101,6 @@ def decode(name: str, text: Buffer) -> Any:
         return json.loads(bytes(text))
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f'"{name}": the data is not JSON: {error}') from None
-
-
-def flatten(data: Any) -> Iterator[Any]:
-    """The leaves of nested lists, row by row."""
-    if not isinstance(data, list):
-        yield data
-        return
-    waiting = [iter(data)]
-    while waiting:
-        for item in waiting[-1]:
-            if isinstance(item, list):
-                waiting.append(iter(item))
-                break
-            yield item
-        else:
-            waiting.pop()
 
 
 def to_json(datatype: str, values: Sequence[Any]) -> bytes:

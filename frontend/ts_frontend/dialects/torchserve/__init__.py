@@ -61,6 +61,8 @@ def _inference_routes(planes: Planes) -> list[Route]:
 
     return [
         route("/ping", api.ping, doc.PING),
+        route("/health/live", api.live),
+        route("/health/ready", api.ready),
         route("/v2/models/{model_name}/infer", api.infer_v2, doc.INFER_V2),
         route("/v2/models/{model_name}/explain", api.explain_v2),
         route("/predictions/{model_name}", api.predict, doc.PREDICTIONS),
@@ -102,6 +104,10 @@ def _management_routes(planes: Planes) -> list[Route]:
         route("PUT", model, api.scale, doc.SET_AUTO_SCALE),
         route("DELETE", model, api.unregister, doc.UNREGISTER_MODEL),
         route("OPTIONS", model, api.describe_model_api),
+        # Before the versions: none of them can be called "rollout".
+        route("POST", f"{model}/rollout", api.start_rollout, doc.START_ROLLOUT),
+        route("GET", f"{model}/rollout", api.list_rollouts, doc.LIST_ROLLOUTS),
+        route("DELETE", f"{model}/rollout", api.abort_rollout, doc.ABORT_ROLLOUT),
         route("GET", version, api.describe, doc.VERSION_DESCRIBE_MODEL),
         route("PUT", version, api.scale, doc.VERSION_SET_AUTO_SCALE),
         route("DELETE", version, api.unregister, doc.VERSION_UNREGISTER_MODEL),

@@ -9,10 +9,28 @@ from typing import Any
 import msgspec
 import yaml
 
-from ts_frontend.control_plane import ModelReport, Registration, Scaled, WorkerReport
+from ts_frontend.control_plane import (
+    FailureReport,
+    ModelReport,
+    Registration,
+    Scaled,
+    WorkerReport,
+)
 from ts_frontend.core.errors import InvalidArgument
-from ts_frontend.dialects.torchserve.schema import ModelDescription, QueueStatus, WorkerItem
+from ts_frontend.core.traffic import Summary
+from ts_frontend.dialects.torchserve.schema import (
+    FailureItem,
+    ModelDescription,
+    QueueStatus,
+    ResidencyItem,
+    RolloutFigures,
+    RolloutItem,
+    RolloutStep,
+    WorkerItem,
+)
 from ts_frontend.http.request import Body, HttpRequest
+from ts_frontend.residency import ResidencyReport
+from ts_frontend.rollout.rollout import RolloutReport
 
 DEFAULT_PAGE = 100
 
@@ -31,13 +49,19 @@ def is_true(value: Any, default: bool) -> bool:
     return default if value is None else str(value).strip().lower() == "true"
 
 
+def parameters(request: HttpRequest) -> Mapping[str, Any]:
+    """What a management verb was given: the query's texts, or the values of a JSON object.
+
+    Raises InvalidArgument.
+    """
+    if request.content_type == b"application/json":
+        return _json_object(request.body)
+    return dict(request.query_params())
+
+
 def registration(request: HttpRequest) -> Registration:
     """`POST /models`: parameters from the query, or from a JSON object. Raises InvalidArgument."""
-    values: Mapping[str, Any]
-    if request.content_type == b"application/json":
-        values = _json_object(request.body)
-    else:
-        values = dict(request.query_params())
+    values = parameters(request)
     url = values.get("url")
     if url is None:
         raise InvalidArgument("Parameter url is required.")
@@ -91,6 +115,11 @@ def page_bounds(request: HttpRequest) -> tuple[int, int]:
 def registered_text(scaled: Scaled) -> tuple[int, str]:
     """How a registration went: the HTTP status, and in words."""
     name, version = scaled.model.id
+    if scaled.is_lazy:
+        return 200, (
+            f'Model "{name}" Version: {version} registered; its first request loads it, '
+            f"with {scaled.workers} workers"
+        )
     if scaled.workers == 0:
         return 200, (
             f'Model "{name}" Version: {version} registered with 0 initial workers. '
@@ -161,6 +190,50 @@ def describe(
         workers=[_worker_item(worker, has_local_times) for worker in report.workers],
         job_queue_status=QueueStatus(model.queue.remaining_capacity, len(model.queue)),
         customized_metadata=msgspec.UNSET if metadata is None else metadata,
+        unhealthy_reason=report.unhealthy_reason or msgspec.UNSET,
+        residency=msgspec.UNSET if report.residency is None else _residency(report.residency),
+    )
+
+
+def rollout_item(report: RolloutReport) -> RolloutItem:
+    return RolloutItem(
+        model_name=report.name,
+        current_version=report.current_version,
+        new_version=report.new_version,
+        state=report.state.value,
+        reason=report.reason,
+        percent=report.percent,
+        waits_for=report.waits_for,
+        start_time=_time_text(report.started_at, time.gmtime),
+        end_time=_time_text(report.ended_at, time.gmtime) if report.ended_at else "",
+        figures={"newVersion": _figures(report.new), "currentVersion": _figures(report.current)},
+        moved_requests=report.moved,
+        skipped_copies=report.skipped,
+        differing_copies=report.differing,
+        steps=[
+            RolloutStep(
+                step.state.value,
+                step.percent,
+                _time_text(step.started_at, time.gmtime),
+                round(step.seconds, 3),
+                _figures(step.new),
+                _figures(step.current),
+            )
+            for step in report.steps
+        ],
+        plan=msgspec.to_builtins(report.plan),
+    )
+
+
+def _figures(summary: Summary) -> RolloutFigures:
+    return RolloutFigures(
+        summary.requests, summary.failures, round(summary.p50_ms, 3), round(summary.p99_ms, 3)
+    )
+
+
+def _residency(report: ResidencyReport) -> ResidencyItem:
+    return ResidencyItem(
+        report.state.value, report.memory_bytes, report.loads, round(report.idle_s, 3)
     )
 
 
@@ -175,6 +248,19 @@ def _worker_item(worker: WorkerReport, has_local_times: bool) -> WorkerItem:
         pid=worker.pid,
         gpu=worker.gpu is not None,
         gpu_usage="N/A" if worker.gpu is None else worker.gpu_usage,
+        restarts=worker.restarts or msgspec.UNSET,
+        last_failure=msgspec.UNSET if worker.failure is None else _failure(worker.failure),
+    )
+
+
+def _failure(failure: FailureReport) -> FailureItem:
+    return FailureItem(
+        cause=failure.cause,
+        reason=failure.reason,
+        exit_code=failure.exit_code,
+        signal=failure.signal,
+        exception=failure.exception,
+        is_lasting=failure.is_lasting,
     )
 
 

@@ -1,8 +1,9 @@
 """What went wrong, in the words of TorchServe's gRPC services: a code, and a text of two lines, the
 message and the name of a Java class (contract, gRPC sections 2, 3 and 5).
 
-The two services differ: what the management service calls NOT_FOUND, the inference service calls
-INTERNAL. Clients test for either, so each has its table.
+The management service keeps TorchServe's codes, which its published test data name. Its inference
+service says INTERNAL to nearly everything; here a client hears the standard code, unless
+`compatibility=torchserve` wants the old one. The texts are TorchServe's in any case.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import grpc
 
 from ts_frontend.core import errors
 from ts_frontend.core.errors import ErrorKind, ModelError, ServingError
-from ts_frontend.dialects.inference_grpc import status_of_http
+from ts_frontend.dialects.inference_grpc import CODE_OF_KIND, status_of_http
 from ts_frontend.grpc.service import Status
 
 Code = grpc.StatusCode
@@ -92,16 +93,20 @@ _MANAGEMENT_CLASSES: dict[type[ServingError], tuple[Code, str]] = {
 
 
 def inference_failure(error: ServingError) -> Failure:
+    failure = torchserve_inference_failure(error)
+    if isinstance(error, ModelError):
+        return failure
+    return failure._replace(code=CODE_OF_KIND[error.kind])
+
+
+def torchserve_inference_failure(error: ServingError) -> Failure:
+    """With the code that TorchServe has for it."""
     if isinstance(error, ModelError):
         return Failure(status_of_http(error.code), error.message, INTERNAL_SERVER)
     is_throttled = error.kind is ErrorKind.THROTTLED  # asked for by the operator, so it counts
     row = None if is_throttled else _INFERENCE_CLASSES.get(type(error))
     code, marker = row or _INFERENCE.get(error.kind, (Code.INTERNAL, INTERNAL_SERVER))
     return Failure(code, error.message, marker)
-
-
-def inference_status(error: ServingError) -> Status:
-    return inference_failure(error).status()
 
 
 def management_status(error: ServingError) -> Status:

@@ -382,6 +382,117 @@ SET_DEFAULT = Operation(
 )
 
 
+# Ours.
+NUMBER: Schema = {"type": "number"}
+_ROLLOUT_FIGURES: Schema = {
+    "type": "object",
+    "properties": {
+        "requests": INTEGER,
+        "failures": INTEGER,
+        "p50Ms": NUMBER,
+        "p99Ms": NUMBER,
+    },
+}
+ROLLOUT: Schema = {
+    "type": "object",
+    "properties": {
+        "modelName": STRING,
+        "currentVersion": STRING,
+        "newVersion": STRING,
+        "state": {
+            "type": "string",
+            "enum": [
+                *("LOADING", "SHADOW", "CANARY", "SWITCHING", "DONE"),
+                *("UNDOING", "ROLLED_BACK", "ABORTED"),
+            ],
+        },
+        "reason": {"type": "string", "description": "Why the new version was taken back"},
+        "percent": NUMBER,
+        "waitsFor": STRING,
+        "startTime": STRING,
+        "endTime": STRING,
+        "figures": {
+            "type": "object",
+            "properties": {"newVersion": _ROLLOUT_FIGURES, "currentVersion": _ROLLOUT_FIGURES},
+        },
+        "movedRequests": INTEGER,
+        "skippedCopies": INTEGER,
+        "differingCopies": INTEGER,
+        "steps": {"type": "array", "items": OBJECT},
+        "plan": OBJECT,
+    },
+    "required": ["modelName", "currentVersion", "newVersion", "state"],
+}
+_ROLLOUT_PARAMETERS: Sequence[tuple[str, str, Schema]] = (
+    ("version", "The new version, if it is registered.", STRING),
+    ("url", "The new version's archive, if it is not.", STRING),
+    ("initial_workers", "Workers of the new version; 0: as the current one.", _default(INTEGER, 0)),
+    ("shadow", "Percentage of the requests that are copied first.", _default(NUMBER, 0)),
+    ("shadow_s", "How long, in seconds.", _default(NUMBER, 60)),
+    ("canary", "Percentages of the requests, one step each.", _default(STRING, "5,25,50")),
+    ("step_s", "Length of a step, in seconds.", _default(NUMBER, 60)),
+    ("sticky_header", "Requests with the same value stay with one version.", STRING),
+    ("max_error_rate", "Limit of failed requests, from 0 to 1.", _default(NUMBER, 0.05)),
+    ("max_p99_ms", "Limit of the 99 % latency; 0: none.", _default(NUMBER, 0)),
+    ("max_p99_ratio", "The same as a multiple of the current version's.", _default(NUMBER, 0)),
+    ("min_requests", "Requests before a step is judged.", _default(INTEGER, 20)),
+    ("timeout_s", "From the load to the switch, in seconds.", _default(NUMBER, 3600)),
+    ("drain_s", "How long running requests may take at the end.", _default(NUMBER, 60)),
+    ("old_version", "What becomes of it.", {"type": "string", "enum": ["unregister", "keep"]}),
+    ("failed_version", "What becomes of it.", {"type": "string", "enum": ["unregister", "keep"]}),
+)
+_NO_MODEL_OR_ROLLOUT = _error("Model or rollout not found")
+START_ROLLOUT = Operation(
+    "startRollout",
+    "Let a new version take over step by step, with a way back.",
+    [
+        MODEL_NAME,
+        *(Parameter(name, text, schema=schema) for name, text, schema in _ROLLOUT_PARAMETERS),
+    ],
+    RequestBody(
+        {
+            "application/json": {
+                "type": "object",
+                "properties": {
+                    **{name: schema for name, _, schema in _ROLLOUT_PARAMETERS},
+                    "canary": {"type": "array", "items": NUMBER, "default": [5, 25, 50]},
+                },
+            }
+        },
+        "The same parameters as a JSON object, in place of the query.",
+    ),
+    {
+        202: Response("Accepted", {"application/json": ROLLOUT}),
+        400: BAD_REQUEST,
+        404: NOT_FOUND,
+        405: _error("Model API is switched off"),
+        409: _error("Another rollout is under way, or the version is registered"),
+        500: INTERNAL_ERROR,
+    },
+)
+LIST_ROLLOUTS = Operation(
+    "listRollouts",
+    "The rollout of a model that is under way and those before, the newest first.",
+    (MODEL_NAME,),
+    responses={
+        200: Response("OK", {"application/json": {"type": "array", "items": ROLLOUT}}),
+        404: _NO_MODEL_OR_ROLLOUT,
+        500: INTERNAL_ERROR,
+    },
+)
+ABORT_ROLLOUT = Operation(
+    "abortRollout",
+    "Take the new version out of the traffic and away.",
+    (MODEL_NAME,),
+    responses={
+        200: Response("OK", {"application/json": ROLLOUT}),
+        404: _NO_MODEL_OR_ROLLOUT,
+        409: _error("It is over but for the tidying up"),
+        500: INTERNAL_ERROR,
+    },
+)
+
+
 def model_inference_document(name: str) -> dict[str, Any]:
     """What OPTIONS on a model's prediction path answers; its paths and names are TorchServe's."""
     operation = {

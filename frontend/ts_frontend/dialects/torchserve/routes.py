@@ -15,8 +15,15 @@ from ts_frontend.dialects.base import Planes
 from ts_frontend.dialects.inference_http import send, to_inference_request
 from ts_frontend.dialects.json_body import JSON, respond_json
 from ts_frontend.dialects.torchserve import convert, openapi
-from ts_frontend.dialects.torchserve.schema import ModelItem, ModelList, StatusBody
+from ts_frontend.dialects.torchserve.schema import (
+    ModelItem,
+    ModelList,
+    NotReadyBody,
+    NotReadyItem,
+    StatusBody,
+)
 from ts_frontend.http.request import HttpRequest
+from ts_frontend.rollout.plan import parse_plan
 from ts_frontend.tokens import TokenAuthority
 
 PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -112,6 +119,19 @@ class InferenceApi:
         else:
             respond_status(request, "Unhealthy", 500)
 
+    def live(self, request: HttpRequest) -> None:
+        """Ours: the server answers, whatever its models do."""
+        respond_status(request, "Live")
+
+    def ready(self, request: HttpRequest) -> None:
+        """Ours: requests for each model would be answered."""
+        found = self._planes.health.not_ready()
+        if not found:
+            respond_status(request, "Ready")
+            return
+        items = [NotReadyItem(*item) for item in found]
+        respond_json(request, NotReadyBody("Not ready", items), 503)
+
     def describe_model_api(self, request: HttpRequest, name: str, version: str | None) -> None:
         model = self._planes.data.resolve(name, version)
         respond_json(request, openapi.model_inference_document(model.id.name))
@@ -171,6 +191,23 @@ class ManagementApi:
         name, version = request.params
         self._control.set_default(name, version)
         respond_status(request, convert.default_set_text(name, version))
+
+    # Ours: /models/{model}/rollout
+
+    async def start_rollout(self, request: HttpRequest) -> None:
+        if not self._planes.is_model_api_enabled:
+            raise MethodNotAllowed
+        plan = parse_plan(convert.parameters(request))
+        report = await self._planes.rollouts.start(request.params[0], plan)
+        respond_json(request, convert.rollout_item(report), 202)
+
+    def list_rollouts(self, request: HttpRequest) -> None:
+        reports = self._planes.rollouts.of(request.params[0])
+        respond_json(request, [convert.rollout_item(report) for report in reports])
+
+    def abort_rollout(self, request: HttpRequest) -> None:
+        report = self._planes.rollouts.abort(request.params[0])
+        respond_json(request, convert.rollout_item(report))
 
     async def unregister(self, request: HttpRequest) -> None:
         if not self._planes.is_model_api_enabled:

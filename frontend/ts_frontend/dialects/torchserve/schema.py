@@ -11,6 +11,17 @@ class StatusBody(msgspec.Struct):
     status: str
 
 
+class NotReadyItem(msgspec.Struct, rename="camel"):
+    model_name: str
+    model_version: str
+    reason: str
+
+
+class NotReadyBody(msgspec.Struct):
+    status: str
+    models: list[NotReadyItem]
+
+
 class ModelItem(msgspec.Struct, rename="camel"):
     model_name: str
     model_url: str
@@ -21,6 +32,26 @@ class ModelList(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True
     models: list[ModelItem]
 
 
+class FailureItem(msgspec.Struct, rename="camel", omit_defaults=True):
+    """Ours: why a worker's last process ended. TorchServe's clients pass over it."""
+
+    cause: str
+    reason: str
+    exit_code: int | None = None
+    signal: int | None = None
+    exception: str = ""
+    is_lasting: bool = False
+
+
+class ResidencyItem(msgspec.Struct, rename="camel"):
+    """Ours: whether a model that is loaded by its first request is loaded now."""
+
+    state: str
+    memory_usage: int
+    loads: int
+    idle_seconds: float
+
+
 class WorkerItem(msgspec.Struct, rename="camel"):
     id: str
     start_time: str
@@ -29,6 +60,8 @@ class WorkerItem(msgspec.Struct, rename="camel"):
     pid: int
     gpu: bool
     gpu_usage: str
+    restarts: int | msgspec.UnsetType = msgspec.UNSET  # ours, as is what follows
+    last_failure: FailureItem | msgspec.UnsetType = msgspec.UNSET
 
 
 class QueueStatus(msgspec.Struct, rename="camel"):
@@ -67,3 +100,43 @@ class ModelDescription(msgspec.Struct, rename="camel", kw_only=True):
     workers: list[WorkerItem]
     job_queue_status: QueueStatus
     customized_metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    unhealthy_reason: str | msgspec.UnsetType = msgspec.UNSET  # ours, as is what follows
+    residency: ResidencyItem | msgspec.UnsetType = msgspec.UNSET
+
+
+class RolloutFigures(msgspec.Struct, rename="camel"):
+    """What became of one version's newest requests in one step."""
+
+    requests: int
+    failures: int
+    p50_ms: float
+    p99_ms: float
+
+
+class RolloutStep(msgspec.Struct, rename="camel"):
+    state: str
+    percent: float
+    start_time: str
+    seconds: float
+    new_version: RolloutFigures
+    current_version: RolloutFigures
+
+
+class RolloutItem(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """Ours: one rollout. `reason` is there if it was undone, `end_time` when it is over."""
+
+    model_name: str
+    current_version: str
+    new_version: str
+    state: str
+    reason: str = ""
+    percent: float
+    waits_for: str = ""
+    start_time: str
+    end_time: str = ""
+    figures: dict[str, RolloutFigures]
+    moved_requests: int
+    skipped_copies: int
+    differing_copies: int
+    steps: list[RolloutStep]
+    plan: dict[str, Any]

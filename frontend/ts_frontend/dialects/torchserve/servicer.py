@@ -1,12 +1,12 @@
 """TorchServe's two gRPC services over the planes (contract, gRPC sections 2 and 3).
 
-Metadata of a call never reaches the handler, and a status or headers that a handler sets never
-reach the client: so it is in TorchServe. The method names are the protocol's.
+Metadata of a call never reaches the handler, and headers that a handler sets never reach the
+client: so it is in TorchServe. The method names are the protocol's.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,18 +18,19 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status as RpcStatus
 
 from ts_frontend.control_plane import Registration, parse_metadata
-from ts_frontend.core.errors import InvalidArgument, ServingError
+from ts_frontend.core.errors import InvalidArgument, ModelError, ServingError
 from ts_frontend.core.inference import Header, InferenceRequest, Part, ResponseChunk
 from ts_frontend.core.response_stream import ResponseStream
 from ts_frontend.dialects.base import GrpcServices, Planes
-from ts_frontend.dialects.inference_grpc import deadline_s, new_request_id
+from ts_frontend.dialects.inference_grpc import MAX_ERROR_BYTES, deadline_s, new_request_id
 from ts_frontend.dialects.json_body import pretty_json
 from ts_frontend.dialects.torchserve import convert
 from ts_frontend.dialects.torchserve.grpc_errors import (
+    Failure,
     ModelApiDisabled,
     inference_failure,
-    inference_status,
     management_status,
+    torchserve_inference_failure,
 )
 from ts_frontend.dialects.torchserve.schema import ModelItem, ModelList, StatusBody
 from ts_frontend.grpc.service import Service
@@ -67,7 +68,7 @@ def services(planes: Planes) -> GrpcServices:
                 lambda server: inference_pb2_grpc.add_InferenceAPIsServiceServicer_to_server(
                     inference, server
                 ),
-                inference_status,
+                lambda error: inference.failure_of(error).status(),
             )
         ],
         management=[
@@ -85,6 +86,10 @@ def services(planes: Planes) -> GrpcServices:
 class InferenceServicer:
     def __init__(self, planes: Planes) -> None:
         self._planes = planes
+        self._is_torchserve = planes.has_torchserve_grpc_errors
+        self.failure_of: Callable[[ServingError], Failure] = (
+            torchserve_inference_failure if self._is_torchserve else inference_failure
+        )
 
     async def Ping(self, request: Empty, context: Context) -> TorchServeHealthResponse:
         word = "Healthy" if self._planes.health.is_healthy else "Unhealthy"
@@ -94,7 +99,9 @@ class InferenceServicer:
         self, request: PredictionsRequest, context: Context
     ) -> PredictionResponse:
         chunks = await self._predict(request, context).wait_complete()
-        return PredictionResponse(prediction=_joined(chunks))
+        body = _joined(chunks)
+        self._check_status(chunks[0].status, body)
+        return PredictionResponse(prediction=body)
 
     async def StreamPredictions(self, request: PredictionsRequest, context: Context) -> None:
         await self._write_each(self._predict(request, context), context)
@@ -111,7 +118,8 @@ class InferenceServicer:
                 headers = self._sequence_headers(request.sequence_id, begun)
                 await self._write_each(self._predict(request, context, headers), context)
             except ServingError as error:
-                await context.write(PredictionResponse(status=_in_band(error)))
+                status = _in_band(self.failure_of(error))
+                await context.write(PredictionResponse(status=status))
 
     def _sequence_headers(self, sequence_id: str, begun: set[str]) -> list[Header]:
         """The sequence's id, and for its first request on this stream that it starts.
@@ -147,9 +155,16 @@ class InferenceServicer:
         """One message per piece; a client that leaves cancels the job."""
         try:
             async for chunk in stream:
-                await context.write(PredictionResponse(prediction=bytes(chunk.body)))
+                body = bytes(chunk.body)
+                self._check_status(chunk.status, body)
+                await context.write(PredictionResponse(prediction=body))
         finally:
             stream.cancel()
+
+    def _check_status(self, status: int, body: bytes) -> None:
+        """A handler's word that its answer is a failure; TorchServe does not listen to it."""
+        if status >= 400 and not self._is_torchserve:
+            raise ModelError(status, body[:MAX_ERROR_BYTES].decode(errors="replace"))
 
 
 class ManagementServicer:
@@ -238,7 +253,9 @@ def _given(value: int) -> int | None:
 
 
 def _joined(chunks: Sequence[ResponseChunk]) -> bytes:
-    return b"".join(bytes(chunk.body) for chunk in chunks)
+    if len(chunks) == 1:
+        return bytes(chunks[0].body)
+    return b"".join(chunk.body for chunk in chunks)
 
 
 def _pretty_text(value: Any) -> str:
@@ -249,9 +266,8 @@ def _document(value: msgspec.Struct | Sequence[msgspec.Struct]) -> ManagementRes
     return ManagementResponse(msg=_pretty_text(value))
 
 
-def _in_band(error: ServingError) -> RpcStatus:
+def _in_band(failure: Failure) -> RpcStatus:
     """A failure as a message of the stream, which goes on."""
-    failure = inference_failure(error)
     detail = AnyMessage()
     detail.Pack(ErrorInfo(reason=failure.marker))
     return RpcStatus(code=failure.code.value[0], message=failure.message, details=[detail])

@@ -28,6 +28,9 @@ from ts_frontend.grpc.stubs.management_pb2 import (
 )
 
 Code = grpc.StatusCode
+AS_TORCHSERVE = pytest.mark.parametrize(
+    "fakes", [{"has_torchserve_grpc_errors": True}], indirect=True
+)
 NO_WORKER = errors.NoWorker.to_predict("echo", None)
 
 
@@ -75,9 +78,26 @@ async def test_the_version_may_be_named(grpc_api, fakes) -> None:
     assert second.prediction == b"two"
 
 
-async def test_a_status_of_the_handler_is_not_the_calls(grpc_api, fakes) -> None:
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, Code.INVALID_ARGUMENT), (418, Code.FAILED_PRECONDITION)]
+)
+async def test_a_handlers_own_status_is_the_calls(grpc_api, fakes, status: int, code: Code) -> None:
+    fakes.add("echo", does=answers(b"short and stout" + bytes(2000), status=status))
+    for method in (grpc_api.inference.Predictions, grpc_api.inference.StreamPredictions):
+        told = await failure_of(method(asking()))
+        assert told[0] is code
+        assert told[1].startswith("short and stout")
+    call = grpc_api.inference.StreamPredictions2(iter([asking(sequence_id="s")]))
+    (message,) = [message async for message in call]
+    assert message.status.code == code.value[0]
+
+
+@AS_TORCHSERVE
+async def test_a_handlers_own_status_is_not_the_calls_in_torchserve(grpc_api, fakes) -> None:
     fakes.add("echo", does=answers(b"short and stout", status=418))
     assert (await grpc_api.inference.Predictions(asking())).prediction == b"short and stout"
+    call = grpc_api.inference.StreamPredictions(asking())
+    assert [message.prediction async for message in call] == [b"short and stout"]
 
 
 async def test_a_plain_call_of_a_streaming_handler_gets_all_of_it(grpc_api, fakes) -> None:
@@ -93,9 +113,9 @@ async def test_a_stream_has_a_message_for_each_piece(grpc_api, fakes, parts) -> 
 
 
 FAILURES = {
-    errors.InvalidArgument("bad"): (Code.INTERNAL, "bad\nBadRequestException.()"),
-    NO_WORKER: (Code.INTERNAL, f"{NO_WORKER}\nInternalServerException.()"),
-    errors.QueueFull("full"): (Code.INTERNAL, "full\nInternalServerException.()"),
+    errors.InvalidArgument("bad"): (Code.INVALID_ARGUMENT, "bad\nBadRequestException.()"),
+    NO_WORKER: (Code.UNAVAILABLE, f"{NO_WORKER}\nInternalServerException.()"),
+    errors.QueueFull("full"): (Code.UNAVAILABLE, "full\nInternalServerException.()"),
     errors.QueueFull("full", errors.ErrorKind.THROTTLED): (
         Code.RESOURCE_EXHAUSTED,
         "full\nInternalServerException.()",
@@ -134,34 +154,63 @@ FAILURES = {
 @pytest.mark.parametrize(
     ("error", "told"), FAILURES.items(), ids=[f"{type(e).__name__}-{e}"[:30] for e in FAILURES]
 )
-async def test_failures_have_torchserves_codes_and_texts(grpc_api, fakes, error, told) -> None:
+async def test_failures_have_standard_codes_and_torchserves_texts(
+    grpc_api, fakes, error, told
+) -> None:
     fakes.add("echo", does=fails(error))
     assert await failure_of(grpc_api.inference.Predictions(asking())) == told
     assert await failure_of(grpc_api.inference.StreamPredictions(asking())) == told
 
 
+INTERNAL_IN_TORCHSERVE = (errors.InvalidArgument, errors.NoWorker)
+
+
+@AS_TORCHSERVE
 @pytest.mark.parametrize(
-    ("request_", "text"),
-    [
-        (asking(""), "Parameter model_name is required.\nBadRequestException.()"),
-        (
-            asking("zz"),
-            "Model not found: zz\norg.pytorch.serve.archive.model.ModelNotFoundException",
-        ),
-        (
-            asking(model_version="9"),
-            "Model version: 9 does not exist for model: echo\n"
-            "org.pytorch.serve.archive.model.ModelVersionNotFoundException",
-        ),
-    ],
+    ("error", "told"), FAILURES.items(), ids=[f"{type(e).__name__}-{e}"[:30] for e in FAILURES]
 )
-async def test_unknown_models_are_an_internal_error_here(grpc_api, fakes, request_, text) -> None:
+async def test_failures_have_torchserves_codes(grpc_api, fakes, error, told) -> None:
+    fakes.add("echo", does=fails(error))
+    code, text = told
+    if isinstance(error, INTERNAL_IN_TORCHSERVE) and error.kind is not errors.ErrorKind.THROTTLED:
+        code = Code.INTERNAL
+    assert await failure_of(grpc_api.inference.Predictions(asking())) == (code, text)
+
+
+UNKNOWN = [
+    (
+        asking(""),
+        Code.INVALID_ARGUMENT,
+        "Parameter model_name is required.\nBadRequestException.()",
+    ),
+    (
+        asking("zz"),
+        Code.NOT_FOUND,
+        "Model not found: zz\norg.pytorch.serve.archive.model.ModelNotFoundException",
+    ),
+    (
+        asking(model_version="9"),
+        Code.NOT_FOUND,
+        "Model version: 9 does not exist for model: echo\n"
+        "org.pytorch.serve.archive.model.ModelVersionNotFoundException",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "code", "text"), UNKNOWN)
+async def test_unknown_models_are_not_found(grpc_api, fakes, request_, code, text) -> None:
+    fakes.add("echo")
+    assert await failure_of(grpc_api.inference.Predictions(request_)) == (code, text)
+    assert await failure_of(grpc_api.inference.StreamPredictions(request_)) == (code, text)
+
+
+@AS_TORCHSERVE
+@pytest.mark.parametrize(("request_", "code", "text"), UNKNOWN)
+async def test_unknown_models_are_an_internal_error_in_torchserve(
+    grpc_api, fakes, request_, code, text
+) -> None:
     fakes.add("echo")
     assert await failure_of(grpc_api.inference.Predictions(request_)) == (Code.INTERNAL, text)
-    assert await failure_of(grpc_api.inference.StreamPredictions(request_)) == (
-        Code.INTERNAL,
-        text,
-    )
 
 
 async def test_a_stream_that_breaks_keeps_what_came_before(grpc_api, fakes) -> None:
@@ -284,10 +333,10 @@ async def test_failures_are_told_in_band_and_the_stream_goes_on(grpc_api, fakes)
         assert message.status.details[0].Unpack(info)
         told.append((message.status.code, message.status.message, info.reason))
     assert told == [
-        (13, "Parameter sequenceId is required.", "BadRequestException.()"),
-        (13, "Parameter model_name is required.", "BadRequestException.()"),
+        (3, "Parameter sequenceId is required.", "BadRequestException.()"),
+        (3, "Parameter model_name is required.", "BadRequestException.()"),
         (
-            13,
+            5,
             "Model not found: zz",
             "org.pytorch.serve.archive.model.ModelNotFoundException",
         ),
