@@ -17,7 +17,7 @@ from typing import Any
 from ts.generators import drain_async, has_streams
 from ts.protocol.frames import Buffer
 from ts.protocol.messages import PONG, Cancel, LoadModel, Ping, PredictRequest
-from ts.service import Service, cancelled_reply, failure_reply, ids_of
+from ts.service import Service, cancelled_reply, failure_reply, ids_of, raised_reply
 from ts.transports.connection import TRIM_AFTER_S, FrontendConnection, FrontendDisconnected
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ async def predict(service: Service, batch: list[PredictRequest]) -> list[Buffer]
         if has_streams(ret):
             ret = await drain_async(ret, request_ids, context)
     except Exception as error:
-        return failure_reply(request_ids, error)
+        return raised_reply(request_ids, error, context)
     return service.batch_reply(ret, request_ids, context, started_s)
 
 

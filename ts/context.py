@@ -15,7 +15,8 @@ class RequestCancelled(Exception):
     """Nobody waits for the answer any more: the client left, or its deadline has passed.
 
     Raised by `send_intermediate_predict_response`; a handler that asks `Context.is_cancelled` may
-    raise it too. The worker takes it as the end of the batch, not as a failure.
+    raise it too. The worker takes it as the end of a batch for which nobody waits; in a batch with
+    others it fails the batch, and those who wait are run again (`docs/survival.md`).
     """
 
 

@@ -16,8 +16,6 @@ from typing import Any
 from ts.model_loader import import_handler
 from ts.utils.util import list_classes_from_module
 
-DEFAULT_HANDLERS = "ts.torch_handler."
-
 
 def check_handler(handler: str, model_dir: str) -> dict[str, Any]:
     """entry_point: what a worker would call, "" if there is none.
@@ -35,7 +33,7 @@ def check_handler(handler: str, model_dir: str) -> dict[str, Any]:
     try:
         module, function_name = import_handler(handler, model_dir)
     except BaseException as error:  # a handler may call sys.exit
-        _explain(_own_error(error), found)
+        _explain(error, found)
         return found
     if hasattr(module, function_name):
         found["entry_point"] = f"function {function_name} of {module.__name__}"
@@ -52,16 +50,6 @@ def check_handler(handler: str, model_dir: str) -> dict[str, Any]:
     if missing:  # an object may still get them in its constructor
         found["warning"] = f"class {classes[0].__name__} has no {' and no '.join(missing)}"
     return found
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """What the archive's own module raised, where the search among the default handlers hides it.
-
-    The search leaves that error as its context.
-    """
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(DEFAULT_HANDLERS):
-        return error.__context__ or error
-    return error
 
 
 def _explain(error: BaseException, found: dict[str, Any]) -> None:

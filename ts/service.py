@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
@@ -98,7 +99,7 @@ class Service:
             if has_streams(ret):
                 ret = drain(ret, request_ids, context)
         except Exception as error:
-            return failure_reply(request_ids, error)
+            return raised_reply(request_ids, error, context)
         return self.batch_reply(ret, request_ids, context, started_s)
 
     def open_batch(
@@ -139,6 +140,13 @@ class Service:
         self, ret: Any, request_ids: dict[int, str], context: Context, started_s: float
     ) -> list[Buffer]:
         """The reply for what the handler returned."""
+        if inspect.iscoroutine(ret):
+            ret.close()
+            complaint = (
+                "a coroutine, since it is asynchronous, and the model's configuration lacks "
+                "asyncCommunication: true"
+            )
+            return _output_failure(request_ids, complaint, "Invalid model predict output")
         if not isinstance(ret, list):
             complaint = f"a {type(ret).__name__} instead of a list"
             return _output_failure(request_ids, complaint, "Invalid model predict output")
@@ -150,7 +158,7 @@ class Service:
                 self._emit_prediction_time(context._metrics, started_s)
             return encode_batch_reply(ret, request_ids, SUCCESS_MESSAGE, 200, context)
         except Exception as error:  # a stopping criterion, or headers that are no text
-            return failure_reply(request_ids, error)
+            return raised_reply(request_ids, error, context)
 
     def _emit_prediction_time(self, metrics: Any, started_s: float) -> None:
         """The metric of a batch, but not of each of thousands a second: a gauge has one value."""
@@ -160,10 +168,21 @@ class Service:
             metrics.add_time(PREDICTION_METRIC, round((now_s - started_s) * 1000, 2))
 
 
-def failure_reply(request_ids: dict[int, str], error: BaseException) -> list[Buffer]:
-    """The reply for what a handler raised; the traceback goes to the model's log."""
-    if isinstance(error, RequestCancelled):
+def raised_reply(
+    request_ids: dict[int, str], error: Exception, context: Context
+) -> list[Buffer]:
+    """The reply for what a handler raised while it worked on a batch.
+
+    RequestCancelled ends a batch for which nobody waits. While somebody does, it is a failure like
+    any other: the frontend then runs those who wait again, without the cancelled ones.
+    """
+    if isinstance(error, RequestCancelled) and context.is_cancelled():
         return cancelled_reply(request_ids)
+    return failure_reply(request_ids, error)
+
+
+def failure_reply(request_ids: dict[int, str], error: BaseException) -> list[Buffer]:
+    """The reply to a batch that failed; the traceback goes to the model's log."""
     logger.warning(
         "The handler failed for request %s:",
         ", ".join(request_ids.values()),

@@ -72,6 +72,8 @@ class _Resident:
     @property
     def is_evictable(self) -> bool:
         pool = self.pool
+        if self.model.config.sequence_batching:
+            return False  # what its sequences have told it would be gone
         return self.load is None and pool.ready_count > 0 and not pool.is_busy
 
     @property
@@ -80,7 +82,7 @@ class _Resident:
             return ResidencyState.LOADING
         if self.pool.is_dormant:
             return ResidencyState.UNLOADED
-        if self.failures or self.pool.unhealthy_reason:
+        if self.pool.unhealthy_reason:
             return ResidencyState.FAILED
         return ResidencyState.LOADED if self.pool.workers else ResidencyState.UNLOADED
 
@@ -214,7 +216,8 @@ class Residency:
         resident.retry = loop.call_later(pause_s, self._retry, resident)
 
     def _retry(self, resident: _Resident) -> None:
-        if not resident.pool.workers:  # else somebody has scaled it
+        pool = resident.pool
+        if pool.min_workers and not pool.workers:  # else somebody has scaled it
             self._rest(resident)
 
     # Room.

@@ -47,6 +47,8 @@ def check(tmp_path: Path) -> Check:
 
 # A value that is not the default, for every documented key.
 SAMPLES = {
+    "model_memory_budget": "16GB",
+    "environment_cache": "{cwd}/environments",
     "inference_address": "http://127.0.0.1:18080",
     "management_address": "http://127.0.0.1:18081",
     "metrics_address": "unix:/run/metrics.sock",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,15 @@ async def test_a_model_with_work_stays(shelf: Shelf) -> None:
     assert await answer_of(job) == b"long"
 
 
+async def test_a_model_that_keeps_sequences_stays(shelf: Shelf) -> None:
+    pool = shelf.add(idle_unload_s=30)
+    await shelf.use(pool)
+    pool.model.config = replace(pool.model.config, sequence_batching=True)
+    shelf.clock.advance(300)
+    shelf.residency.check()
+    assert shelf.state(pool) is ResidencyState.LOADED
+
+
 async def test_the_least_recently_used_makes_room(shelf: Shelf) -> None:
     shelf.budget(250 * MB)
     a, b, c = (shelf.add() for _ in range(3))
@@ -248,6 +258,23 @@ async def test_a_load_that_fails_answers_who_waits_and_is_tried_again_later(
     await wait_until(lambda: pool.can_serve)
     await shelf.use(pool)
     assert shelf.state(pool) is ResidencyState.LOADED
+
+
+async def test_scaling_settles_a_failed_load(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency_module, "FIRST_PAUSE_S", 0.01)
+    script = shelf.bench.script
+    good, script.load_reply = script.load_reply, LoadReply(500, "no weights")
+    up, down = shelf.add(), shelf.add()
+    for pool in (up, down):
+        await failure_of(put_job(pool.model.queue))
+    script.load_reply = good
+    down.scale(0, 0, 0)
+    assert await up.wait_loaded(up.scale(1, 1, 0)) is None
+    await wait_until(lambda: shelf.state(up) is ResidencyState.LOADED)
+    assert up.unhealthy_reason == ""
+    late_s = asyncio.get_running_loop().time() + 0.05
+    await wait_until(lambda: asyncio.get_running_loop().time() > late_s)
+    assert not down.can_serve  # the pause is over, and zero workers were asked for
 
 
 async def test_scaling_loads_and_unloads_by_hand(shelf: Shelf) -> None:

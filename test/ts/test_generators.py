@@ -366,6 +366,31 @@ def test_other_values_are_no_streams(ret):
 def test_a_handler_may_end_its_stream_for_nobody():
     def entry_point(data, context):
         yield "a"
+        batch.clients.gone = {"r0"}
         raise RequestCancelled
 
-    assert Batch(entry_point, b"").run()[-1].message == "Request cancelled"
+    batch = Batch(entry_point, b"")
+    assert batch.run()[-1].message == "Request cancelled"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("gone", [set(), {"r0"}])
+def test_who_waits_is_not_told_of_a_cancelled_request(is_async, gone):
+    """A failed batch is what the frontend runs again, for those who wait."""
+
+    def stream(data, context):
+        yield None
+        raise RequestCancelled
+
+    async def answer_later(data, context):
+        raise RequestCancelled
+
+    def answer(data, context):
+        raise RequestCancelled
+
+    for entry_point in (stream, answer_later if is_async else answer):
+        batch = Batch(entry_point, b"", b"")
+        batch.clients.gone = gone
+        (reply,) = batch.run(is_async)
+        assert (reply.code, reply.message) == (503, "Prediction failed")
+        assert [prediction.status for prediction in reply.predictions] == [503, 503]

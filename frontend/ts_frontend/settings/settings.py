@@ -359,6 +359,7 @@ class Settings:
         ("torch",),
         "With `fork`: modules to import once for all workers. Each must start no threads and not "
         "touch a GPU when it is imported.",
+        default_text="torch",
     )
     blacklist_env_vars: str = _key(
         "",

@@ -6,7 +6,7 @@ is started when it is first needed. While there is none, or none that is of use,
 the ordinary way, with a warning that says why.
 
 A worker does not depend on its zygote. Its output is read here; its end is told by the zygote, or,
-where that has gone first, seen at its pidfd (then only the exit code is unknown). And it holds the
+where that has gone first, seen at its pidfd (its exit code may be unknown then). And it holds the
 reading end of a pipe, its life, on which the kernel kills it when the writing end is closed: the
 frontend's end does that, and so does giving up a start half way.
 """
@@ -14,12 +14,14 @@ frontend's end does that, and so does giving up a start half way.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import itertools
 import json
 import logging
 import os
 import socket
+import struct
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,6 +56,10 @@ ANSWER_S = 10.0  # for a fork
 STATUS_S = 1.0  # from the end of a worker to the word how it ended
 UNKNOWN_STATUS = 255  # what asyncio says of a child that somebody else has waited for
 MAX_MESSAGE_BYTES = 64 * 1024
+# linux/pidfd.h, the first version of struct pidfd_info: its mask, ids, and the status of `wait`.
+PIDFD_GET_INFO = 0xC040FF0B
+PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_INFO = struct.Struct("=Q52xi")
 SHOWN_COMMAND_CHARS = 2048  # room for a worker's command line in what `ps` shows
 
 
@@ -412,11 +418,14 @@ class ForkedTransport(asyncio.SubprocessTransport):
     def _seen_to_end(self, pidfd: int) -> None:
         self._loop.remove_reader(pidfd)
         if self._status is None:
-            self._patience = self._loop.call_later(STATUS_S, self._status_is_unknown)
+            self._patience = self._loop.call_later(STATUS_S, self._status_is_missing)
 
-    def _status_is_unknown(self) -> None:
-        logger.warning("How worker %d ended is not known: its zygote is gone.", self._pid)
-        self.ended(UNKNOWN_STATUS)
+    def _status_is_missing(self) -> None:
+        status = _kept_status(self._owned[0])
+        if status is None:
+            logger.warning("How worker %d ended is not known: its zygote is gone.", self._pid)
+            status = UNKNOWN_STATUS
+        self.ended(status)
 
     def _forget_patience(self) -> None:
         if self._patience is not None:
@@ -436,6 +445,18 @@ class _Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._process.pipe_connection_lost(self._number, exc)
+
+
+def _kept_status(pidfd: int) -> int | None:
+    """How a process ended that somebody else has waited for; None before Linux 6.15."""
+    information = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(information, 0, PIDFD_INFO_EXIT, 0)
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, information)
+    except OSError:
+        return None
+    mask, status = _PIDFD_INFO.unpack(information)
+    return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None
 
 
 def _close_all(descriptors: list[int]) -> None:

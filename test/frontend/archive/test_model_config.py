@@ -136,6 +136,7 @@ def test_rules_of_values(text: str, field: str, value: object) -> None:
         ("maxNumSequence: 0", "maxNumSequence should be an integer >= 1"),
         ("useVenv: 'yes'", "useVenv should be true or false"),
         ("deviceType: tpu", "deviceType should be one of cpu, gpu"),
+        ("workerStart: clone", "workerStart should be one of spawn, fork"),
         ("deviceIds: [0, -1]", "deviceIds should be a list of GPU numbers"),
         ("deviceIds: 0", "deviceIds should be a list of GPU numbers"),
         ("parallelType: dp", "parallelType should be one of pp, tp, pptp, custom"),

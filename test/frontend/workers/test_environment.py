@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.model import Model, ModelConfig, ModelId, ParallelType, TorchrunConfig
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch, split_launcher_args
+from ts_frontend.workers.process import WorkerProcess
+from ts_frontend.workers.zygote import Zygote
 
 SCRIPT = "/home/ts/model_service_worker.py"
 UNIX = ["--sock-type", "unix", "--sock-name", "/sockets/.ts.sock.9000"]
@@ -129,6 +131,37 @@ def test_a_linked_models_environment_lies_beside_the_link(tmp_path: Path) -> Non
     (ours / "link").symlink_to(theirs)
     python = make_venv(ours)
     assert interpreter_of(new_model(str(ours / "link"), use_venv=True)) == python
+
+
+# The server's way, the model -> whether its workers are forked.
+STARTS = [
+    ("spawn", {}, False),
+    ("fork", {}, True),
+    ("spawn", {"worker_start": "fork"}, True),
+    ("fork", {"worker_start": "spawn"}, False),
+    ("fork", {"runtime": "python3"}, False),
+    ("fork", {"parallel_type": ParallelType.CUSTOM}, False),
+    ("fork", {"parallel_type": ParallelType("tp"), "torchrun": TorchrunConfig()}, False),
+]
+
+
+@pytest.mark.parametrize(("way", "model", "is_forked"), STARTS)
+def test_who_is_forked(way: str, model: dict[str, Any], is_forked: bool) -> None:
+    zygote = Zygote("/bin/python", "/", {})
+    launch = new_launch(zygote=zygote, worker_start=way)
+    assert launch.starter(new_model(**model)) == (
+        zygote.start if is_forked else WorkerProcess.start
+    )
+
+
+def test_an_interpreter_of_its_own_or_a_launcher_is_no_fork(tmp_path: Path) -> None:
+    make_venv(tmp_path)
+    zygote = Zygote("/bin/python", "/", {})
+    launch = new_launch(zygote=zygote, worker_start="fork")
+    assert launch.starter(new_model(str(tmp_path), use_venv=True)) == WorkerProcess.start
+    launch = new_launch(zygote=zygote, worker_start="fork", cpu_launcher_args=[])
+    assert launch.starter(new_model()) == WorkerProcess.start
+    assert new_launch(worker_start="fork").starter(new_model()) == WorkerProcess.start
 
 
 # Handler, inherited PYTHONPATH, home -> PYTHONPATH, with {model} for the model's folder.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -187,8 +188,21 @@ async def test_it_outlives_the_zygote(forge: Forge) -> None:
     assert worker.return_code is None
     assert forge.is_forked(other)
     os.kill(worker.pid, signal.SIGTERM)
-    # How it ended could be told by a parent only; newer kernels tell it all the same.
+    # How is told by newer kernels only, and where there is an init that takes in orphans.
     assert await worker.wait_ended(20) in (UNKNOWN_STATUS, -15)
+
+
+@pytest.mark.parametrize("end", [7, -15])
+def test_newer_kernels_keep_the_status(end: int) -> None:
+    release = tuple(map(int, os.uname().release.split(".")[:2]))
+    ends = f"exit {end}" if end >= 0 else f"kill {end} $$"
+    with subprocess.Popen(["/bin/sh", "-c", f"read line; {ends}"], stdin=subprocess.PIPE) as child:
+        pidfd = os.pidfd_open(child.pid)
+        assert zygote_module._kept_status(pidfd) is None
+    status = zygote_module._kept_status(pidfd)
+    os.close(pidfd)
+    assert child.returncode == end
+    assert status == (end if release >= (6, 15) else None)
 
 
 async def wait_for_another(forge: Forge, first: int) -> WorkerProcess:
@@ -205,7 +219,7 @@ async def test_the_end_of_a_worker_is_seen_while_the_zygote_is_stopped(forge: Fo
     assert forge.zygote.pid
     os.kill(forge.zygote.pid, signal.SIGSTOP)
     os.kill(worker.pid, signal.SIGTERM)
-    assert await worker.wait_ended(20) in (UNKNOWN_STATUS, -15)
+    assert await worker.wait_ended(20) == UNKNOWN_STATUS
     os.kill(forge.zygote.pid, signal.SIGCONT)
 
 

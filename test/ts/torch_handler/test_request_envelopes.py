@@ -1,3 +1,4 @@
+import asyncio
 import json
 from types import SimpleNamespace
 
@@ -53,23 +54,27 @@ def pieces():
     yield "b"
 
 
-async def later():
-    return ["a"]
+async def pieces_later():
+    yield "a"
 
 
-@pytest.mark.parametrize("make", [pieces, later])
-def test_body_lets_streams_and_awaitables_through(make):
+@pytest.mark.parametrize("make", [pieces, pieces_later])
+def test_body_lets_streams_through(make):
     made = make()
     assert run(BodyEnvelope, [{"data": 1}], lambda rows: made)[1] is made
-    made.close()
 
 
-@pytest.mark.parametrize("make", [pieces, later])
+def test_body_gives_the_answers_of_an_asynchronous_handler():
+    async def handle(rows, context):
+        return rows
+
+    assert asyncio.run(BodyEnvelope(handle).handle([{"data": 1}], Context(1))) == [1]
+
+
+@pytest.mark.parametrize("make", [pieces, pieces_later])
 def test_an_envelope_for_whole_answers_says_that_it_takes_no_other(make):
-    made = make()
     with pytest.raises(TypeError, match=r"JSONEnvelope .* service_envelope=body or none"):
-        run(JSONEnvelope, [{"body": {"instances": [1]}}], lambda rows: made)
-    made.close()
+        run(JSONEnvelope, [{"body": {"instances": [1]}}], lambda rows: make())
 
 
 B64 = {"b64": "aGk="}
@@ -273,3 +278,70 @@ def test_a_describe_call_passes_through(envelope):
 
 def test_the_load_time_call_has_no_context():
     assert JSONEnvelope(lambda data, context: data).handle(None, None) is None
+
+
+def instances(*values):
+    return {"body": {"instances": list(values)}}
+
+
+class TestAnAsynchronousHandler:
+    """It works on many batches at once, and each answer has the form of its own requests."""
+
+    @pytest.mark.parametrize(
+        ("envelope", "batches", "answers"),
+        [
+            (
+                JSONEnvelope,
+                [[instances(1), instances(2, 3)], [instances(4)]],
+                [['{"predictions": [1]}', '{"predictions": [2, 3]}'], ['{"predictions": [4]}']],
+            ),
+            (
+                KServeEnvelope,
+                [[instances(1), instances(2, 3)], [instances(4)]],
+                [[{"predictions": [1]}, {"predictions": [2, 3]}], [{"predictions": [4]}]],
+            ),
+        ],
+    )
+    def test_answers_many_batches_at_once(self, envelope, batches, answers):
+        assert self.run_crosswise(envelope(self.handle), batches) == answers
+
+    def test_keeps_names_and_ids_apart(self):
+        batches = [
+            [v2(tensor([1], [1], name="a"), id="first")],
+            [v2(tensor([2], [1], name="b"), tensor([3], [1], name="c"), id="second")],
+        ]
+        answers = self.run_crosswise(KServev2Envelope(self.handle), batches)
+        assert [
+            (answer["id"], [output["name"] for output in answer["outputs"]])
+            for (answer,) in answers
+        ] == [("first", ["a"]), ("second", ["b", "c"])]
+
+    def test_explains_where_that_was_asked(self):
+        envelope = KServeEnvelope(self.handle)
+        answers = self.run_crosswise(envelope, [[instances(1)]] * 2, [{"explain": "True"}, {}])
+        assert answers == [[{"explanations": [1]}], [{"predictions": [1]}]]
+
+    async def handle(self, rows, context):
+        self.waiting += 1
+        if self.waiting == 2:
+            self.both_wait.set()
+        await self.both_wait.wait()
+        return [row["data"] if isinstance(row, dict) else row for row in rows]
+
+    def run_crosswise(self, envelope, batches, headers=({}, {})):
+        """The answers to two batches that the handler has at the same time."""
+
+        async def main():
+            self.waiting = 0
+            self.both_wait = asyncio.Event()
+            contexts = [
+                Context(len(batch), **header)
+                for batch, header in zip(batches, headers, strict=True)
+            ]
+            calls = [
+                envelope.handle(batch, context)
+                for batch, context in zip(batches, contexts, strict=True)
+            ]
+            return await asyncio.gather(*calls)
+
+        return asyncio.run(main())

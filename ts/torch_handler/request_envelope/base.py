@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from typing import Any
 
 from ts.utils.util import PredictionException
 
 
 class BaseEnvelope(ABC):
-    """Unwraps the requests of a batch, calls the handler, wraps its answers."""
+    """Unwraps the requests of a batch, calls the handler, wraps its answers.
+
+    What `parse_input` knows of its batch it may keep in attributes for `format_output`: an
+    asynchronous handler's batches, of which there are many at once, each find their own again.
+    Such an attribute is set anew for every batch, not changed in place.
+    """
 
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         self._handle_fn = handle_fn
@@ -20,7 +27,7 @@ class BaseEnvelope(ABC):
         self._row_counts: list[int] = []
 
     def handle(self, data: Any, context: Any) -> Any:
-        """The handler's answers to the unwrapped requests, wrapped again.
+        """The handler's answers to the unwrapped requests, wrapped again; or an awaitable of them.
 
         A describe call has an empty request and a free-form answer, so both go through as they are.
         """
@@ -29,7 +36,13 @@ class BaseEnvelope(ABC):
             return self._handle_fn(data, context)
         if data:
             data = self.parse_input(data)
-        return self._formatted(self._handle_fn(data, context))
+        results = self._handle_fn(data, context)
+        if inspect.isawaitable(results):
+            return copy.copy(self)._formatted_later(results)  # other batches come before its end
+        return self._formatted(results)
+
+    async def _formatted_later(self, results: Awaitable[Any]) -> Any:
+        return self._formatted(await results)
 
     def _formatted(self, results: Any) -> Any:
         if results is None:
@@ -37,8 +50,7 @@ class BaseEnvelope(ABC):
         if not isinstance(results, Sized):
             raise TypeError(
                 f"{type(self).__name__} shapes whole answers, and the handler returned a "
-                f"{type(results).__name__}; handlers that stream or are asynchronous need "
-                "service_envelope=body or none"
+                f"{type(results).__name__}; handlers that stream need service_envelope=body or none"
             )
         return self.format_output(results) if len(results) else results
 
