@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from reply_codec import encode_predict_reply
+
 from ts.protocol.controls import mark_controls
 from ts.protocol.messages import (
     PONG,
@@ -29,7 +31,6 @@ from ts.protocol.messages import (
     Prediction,
     PredictRequest,
     encode_load_reply,
-    encode_predict_reply,
 )
 from ts_frontend.core.batch_queue import BatchQueue
 from ts_frontend.core.errors import ServingError

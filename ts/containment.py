@@ -8,14 +8,17 @@ hostile one it is one fence of several (docs/containment.md).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ts.protocol.restrictions import Restrictions
+
+if TYPE_CHECKING:
+    import ctypes
 
 with contextlib.suppress(ImportError):  # there is none on Windows
     import resource
@@ -98,6 +101,8 @@ def _raise_loopback() -> None:
 
 
 def _call(what: str, function: Callable[[ctypes.CDLL], int]) -> None:
+    import ctypes  # only here: every worker imports this module, few need libc
+
     libc = ctypes.CDLL(None, use_errno=True)
     if function(libc) != 0:
         reason = os.strerror(ctypes.get_errno())

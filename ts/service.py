@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from ts.protocol.frames import Buffer
 from ts.protocol.messages import SUCCESS_MESSAGE, PredictRequest
 from ts.protocol.otf_message_handler import create_predict_response
 from ts.protocol.values import decode_value, is_decoding_wanted
+from ts.utils.environment import env_number
 from ts.utils.util import PredictionException, get_yaml_config
 from ts.version import __version__
 
@@ -42,7 +42,7 @@ CANCELLED_STATUS = 499  # nobody reads it; the number that proxies log for a cli
 
 PREDICTION_METRIC = "PredictionTime"
 # TorchServe emits the metric for every batch; 0 does so here.
-PREDICTION_METRIC_INTERVAL_S = float(os.environ.get("TS_PREDICTION_METRIC_INTERVAL_MS", 100)) / 1000
+PREDICTION_METRIC_INTERVAL_S = env_number("TS_PREDICTION_METRIC_INTERVAL_MS", 100) / 1000
 
 
 class Service:
@@ -142,11 +142,11 @@ class Service:
         """The reply for what the handler returned."""
         if inspect.iscoroutine(ret):
             ret.close()
-            complaint = (
-                "a coroutine, since it is asynchronous, and the model's configuration lacks "
-                "asyncCommunication: true"
+            complaint = "a coroutine: asynchronous handlers need asyncCommunication: true"
+            message = "an asynchronous handler needs asyncCommunication: true"
+            return _output_failure(
+                request_ids, complaint, f"Invalid model predict output: {message}"
             )
-            return _output_failure(request_ids, complaint, "Invalid model predict output")
         if not isinstance(ret, list):
             complaint = f"a {type(ret).__name__} instead of a list"
             return _output_failure(request_ids, complaint, "Invalid model predict output")
@@ -168,9 +168,7 @@ class Service:
             metrics.add_time(PREDICTION_METRIC, round((now_s - started_s) * 1000, 2))
 
 
-def raised_reply(
-    request_ids: dict[int, str], error: Exception, context: Context
-) -> list[Buffer]:
+def raised_reply(request_ids: dict[int, str], error: Exception, context: Context) -> list[Buffer]:
     """The reply for what a handler raised while it worked on a batch.
 
     RequestCancelled ends a batch for which nobody waits. While somebody does, it is a failure like

@@ -24,6 +24,7 @@ from ts_frontend.core.errors import (
     InvalidArgument,
     InvalidModel,
     ModelConflict,
+    ModelVersionNotFound,
     SelfTestFailed,
     ServingError,
     WorkerStartFailed,
@@ -183,10 +184,12 @@ class ControlPlane:
         self._archives: dict[Model, ModelArchive] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._watchers: set[asyncio.Task[None]] = set()
+        self._removals: set[asyncio.Task[None]] = set()
         self._on_registered = on_registered
         self.on_changed: Callable[[], None] = lambda: None
         self.on_unregister: Callable[[Model], None] = lambda model: None  # before it happens
         self.on_default_set: Callable[[Model], None] = lambda model: None
+        self.on_removed: Callable[[Model], None] = lambda model: None  # when nothing is left of it
         self._unrestored: dict[ModelId, ModelSnapshot] = {}
         self.memory_bytes_of: Callable[[int], int] = lambda pid: 0  # a worker's resident bytes
 
@@ -219,7 +222,8 @@ class ControlPlane:
                 pool.min_workers = pool.max_workers = 0
             else:
                 async with self._locks[model.id.name]:
-                    await self._remove(model, grace_s=0)
+                    if model in self.pools:  # else somebody has unregistered it meanwhile
+                        await self._remove(model, grace_s=0)
             if isinstance(error, SelfTestFailed):
                 raise
             raise self._told(error, error.message) from error
@@ -550,6 +554,8 @@ class ControlPlane:
     async def _scale(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
         pool = self.pools[model]
         async with self._locks[model.id.name]:
+            if self.pools.get(model) is not pool:  # it was unregistered while this waited
+                raise ModelVersionNotFound.of(*model.id)
             started = pool.scale(low, high, self._defaults.scale_down_grace_s)
         if not is_synchronous:
             self._watch(model, pool, started)
@@ -599,12 +605,25 @@ class ControlPlane:
         return model
 
     async def _remove(self, model: Model, grace_s: float) -> None:
+        """What was begun is finished, also when the caller is cancelled or has run out of time."""
         model.status = ModelStatus.UNREGISTERING
         self.registry.remove(model)
         self.residency.forget(model)
+        removal = asyncio.create_task(self._clear(model, grace_s), name=f"remove {model.id}")
+        self._removals.add(removal)
+        removal.add_done_callback(self._removal_ended)
+        await asyncio.shield(removal)
+
+    def _removal_ended(self, removal: asyncio.Task[None]) -> None:
+        self._removals.discard(removal)
+        if not removal.cancelled() and (error := removal.exception()) is not None:
+            logger.error("%s failed.", removal.get_name(), exc_info=error)
+
+    async def _clear(self, model: Model, grace_s: float) -> None:
         await self.pools[model].close(grace_s)
         del self.pools[model]
         await self._store.release(self._archives.pop(model))
+        self.on_removed(model)
         logger.info("Model %s version %s unregistered", model.id.name, model.id.version)
 
     def set_default(self, name: str, version: str) -> None:
@@ -657,10 +676,11 @@ class ControlPlane:
 
     async def close(self, grace_s: float) -> None:
         """Stop every worker, delete every unpacked archive; downloaded files stay."""
-        models = list(self.pools)
         await self.residency.close()
-        await asyncio.gather(*(self.pools[model].close(grace_s) for model in models))
-        for model in models:
+        await asyncio.gather(*(pool.close(grace_s) for pool in list(self.pools.values())))
+        if self._removals:
+            await asyncio.wait(self._removals)
+        for model in list(self.pools):
             self._archives.pop(model).discard()
             del self.pools[model]
         for watcher in self._watchers:

@@ -100,6 +100,8 @@ class DataPlane:
         deadline_s: float | None,
     ) -> ResponseStream:
         """A version of `name` is on trial. What it gets counts as its own in the metrics."""
+        if arrived_s is None:
+            arrived_s = monotonic()  # once, also where both versions get it: its time is one
 
         def enter(model: Model) -> ResponseStream:
             version = model.id.version if model is traffic.candidate else None

@@ -114,6 +114,7 @@ class Server:
         )
         self._load = Load(settings.max_live_requests, settings.max_live_request_bytes)
         self.data = DataPlane(self.registry, self._admission())
+        self.control.on_removed = lambda model: self.metrics.forget_model(*model.id)
         self.rollouts = Rollouts(self.control, self.metrics)
         self.health = Health(
             self.registry,

@@ -169,8 +169,10 @@ class SnapshotFolder:
         path = os.path.join(self.path, name)
         partial = os.path.join(self.path, f".{name}.{os.getpid()}.tmp")
         try:
-            # The key store's password may be in it.
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            # The key store's password may be in it, so nobody else may have made the file.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "w", encoding="ascii") as file:
                 file.write(text)
                 file.flush()

@@ -58,9 +58,17 @@ def test_register_describe_scale_unregister(server: RunningServer) -> None:
         {"status": "Processing worker updates..."},
     )
     wait_until(lambda: len(server.worker_pids("echo")) == 1, what="one worker")
+    assert worker_gauges(server, "echo")
     gone = server.session.delete(f"{server.management}/models/echo", timeout=60)
     assert (gone.status_code, gone.json()) == (200, {"status": 'Model "echo" unregistered'})
     assert server.predict("echo", b"x").status_code == 404
+    assert not worker_gauges(server, "echo")
+
+
+def worker_gauges(server: RunningServer, model: str) -> list[str]:
+    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
+    lines = [line for line in text.splitlines() if line.startswith("ts_workers{")]
+    return [line for line in lines if f'model_name="{model}"' in line]
 
 
 def test_versions_and_the_default_one(server: RunningServer) -> None:

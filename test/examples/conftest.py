@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from serving import ROOT, SOURCE_PATHS, RunningServer, start_server
+from wheels import make_wheel
 
 from ts.context import RequestProcessor
 from ts.metrics.metrics_store import MetricsStore
@@ -31,8 +32,18 @@ SERVED = (
     "echo_stream",
     "generator_stream",
     "image_thumbnail",
+    "requirements",
     "stateful/counter",
 )
+# What pip finds in place of the package that `requirements` asks for: version to greatest unit.
+HUMANIZE = {"4.9.0": (24, "YB"), "4.15.0": (30, "QB")}
+HUMANIZE_STAND_IN = """
+__version__ = {version!r}
+
+def naturalsize(value):
+    power, name = {unit!r}
+    return f"{{value / 10**power:.1f}} {{name}}"
+"""
 COMMANDS = {
     "python": [],
     "torch-model-archiver": [
@@ -79,16 +90,17 @@ class Workplace:
         assert result.returncode == 0, f"{line}\n{result.stdout!r}\n{result.stderr.decode()}"
         return result.stdout
 
-    def pack(self, folder: str) -> Path:
-        """The archive that the README of `examples/<folder>` makes before it is served."""
+    def pack(self, folder: str) -> list[Path]:
+        """The archives that the README of `examples/<folder>` makes before they are served."""
         commands = readme_commands(folder)
-        packing = next(line for line in commands if line.startswith("torch-model-archiver"))
-        words = shlex.split(packing)
+        packing = [line for line in commands if line.startswith("torch-model-archiver")]
         if folder not in self._packed:
-            for line in commands[: commands.index(packing) + 1]:
+            for line in commands[: commands.index(packing[-1]) + 1]:
                 self.run(line)
             self._packed.add(folder)
-        return self.folder / "model_store" / f"{words[words.index('--model-name') + 1]}.mar"
+        words = [shlex.split(line) for line in packing]
+        names = [each[each.index("--model-name") + 1] for each in words]
+        return [self.folder / "model_store" / f"{name}.mar" for name in names]
 
 
 class LoadedExample:
@@ -157,7 +169,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def served(
     workplace: Workplace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServedExamples]:
-    archives = [workplace.pack(folder) for folder in SERVED]
+    archives = [archive for folder in SERVED for archive in workplace.pack(folder)]
+    wheels = tmp_path_factory.mktemp("wheels")
+    for version, unit in HUMANIZE.items():
+        source = HUMANIZE_STAND_IN.format(version=version, unit=unit)
+        make_wheel(wheels, "humanize", version, source)
     server = start_server(
         tmp_path_factory.mktemp("server"),
         workplace.folder / "model_store",
@@ -165,6 +181,9 @@ def served(
         default_workers_per_model=1,
         metrics_config=EXAMPLES / "custom_metrics" / "metrics.yaml",
         model_metrics_auto_detect="true",
+        install_py_dep_per_model="true",
+        environment_cache=tmp_path_factory.mktemp("environments"),
+        pip_options=f"--no-index --find-links {wheels}",
     )
     try:
         for archive in archives:
@@ -182,7 +201,7 @@ def load_example(
     known = set(sys.modules)
 
     def load(name: str) -> LoadedExample:
-        archive = workplace.pack(name)
+        (archive,) = workplace.pack(name)
         folder = tmp_path / archive.stem
         with zipfile.ZipFile(archive) as content:
             content.extractall(folder)

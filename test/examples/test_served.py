@@ -97,3 +97,14 @@ def test_many_requests_wait_at_once_in_one_worker(served) -> None:
         answers = answers[end:].lstrip()
     assert {each["answer"] for each in found} == {f"QUESTION {number}" for number in range(1, 21)}
     assert max(each["most_at_once"] for each in found) > 5
+
+
+def test_two_models_have_two_versions_of_a_package(served) -> None:
+    assert [json.loads(answer) for answer in served.ask("requirements")] == [
+        {"size": "1000000.0 YB", "humanize": "4.9.0"},
+        {"size": "1.0 QB", "humanize": "4.15.0"},
+    ]
+    for name in ("size_old", "size_new"):
+        refused = served.server.predict(name, "much", headers={"Content-Type": "text/plain"})
+        assert refused.status_code == 400
+        assert "not 'much'" in refused.json()["message"]

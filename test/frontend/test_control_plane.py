@@ -1,12 +1,33 @@
-"""What a model's own file changes of the server's settings."""
+"""What a model's own file changes of the server's settings; changes that come together."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Awaitable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # fakes.py
+
+from fakes import wait_until
+
+from ts_frontend.archive.manifest import Manifest
 from ts_frontend.archive.model_config import ModelFileConfig
-from ts_frontend.control_plane import Defaults, _with_file
-from ts_frontend.core.model import ModelConfig, WorkerCare
+from ts_frontend.archive.model_store import ModelStore
+from ts_frontend.control_plane import ControlPlane, Defaults, Registration, _with_file
+from ts_frontend.core.errors import (
+    DeadlineExceeded,
+    ModelVersionNotFound,
+    ServingError,
+    WorkerStartFailed,
+)
+from ts_frontend.core.model import ModelConfig, ModelId, WorkerCare
+from ts_frontend.core.registry import ModelRegistry
+from ts_frontend.workers.pool import WorkerPool
+from ts_frontend.workers.worker import Worker
 
 SERVER = WorkerCare(death_retries=3, max_requests=1000, max_memory_bytes=1 << 30)
 
@@ -57,3 +78,128 @@ def test_unless_a_file_says_how_many_sequences_they_fill_the_batches(
     assert _with_file(config, file, Defaults()).max_num_sequence == sequences
     as_torchserve = _with_file(config, file, Defaults(is_torchserve_compatible=True))
     assert as_torchserve.max_num_sequence == stated.get("max_num_sequence", 1)
+
+
+# Changes of one name that come together.
+
+
+class HeldPool(WorkerPool):
+    """Its close takes until it is let go; then nobody has loaded the model."""
+
+    def __init__(self) -> None:
+        self.min_workers = self.max_workers = 0
+        self.scaled: list[tuple[int, int]] = []
+        self.may_close = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    def scale(self, min_workers: int, max_workers: int, grace_s: float) -> list[Worker]:
+        self.scaled.append((min_workers, max_workers))
+        return []
+
+    async def wait_loaded(self, workers: Iterable[Worker]) -> ServingError | None:
+        await self.closed.wait()
+        return WorkerStartFailed("The worker was stopped before it had loaded the model.")
+
+    def remove(self, workers: Iterable[Worker], reason: str = "") -> None:
+        pass
+
+    async def close(self, grace_s: float) -> None:
+        self.closed.set()
+        await self.may_close.wait()
+
+
+class EmptyStore(ModelStore):
+    """Every location is an archive of its name, version and nothing else: `m/2.0`."""
+
+    def __init__(self) -> None:
+        self.released = 0
+
+    async def open(self, url: str, *, s3_sse_kms: bool = False) -> SimpleNamespace:
+        name, _, version = url.partition("/")
+        manifest = Manifest(model_name=name, model_version=version, handler="handler")
+        return SimpleNamespace(path="/nowhere", manifest=manifest, config=None, file_name=name)
+
+    async def release(self, archive: SimpleNamespace) -> None:
+        self.released += 1
+
+
+def new_control(store: EmptyStore | None = None, **defaults: float) -> ControlPlane:
+    return ControlPlane(
+        store or EmptyStore(), ModelRegistry(), lambda model: HeldPool(), Defaults(**defaults)
+    )
+
+
+def pool_of(control: ControlPlane, name: str, version: str) -> HeldPool:
+    pool = control.pools[control.registry.resolve(name, version)]
+    assert isinstance(pool, HeldPool)
+    return pool
+
+
+async def test_a_scale_that_waited_for_the_unregister_of_its_version_starts_nobody() -> None:
+    control = new_control()
+    for version in ("1", "2", "3"):
+        await control.register(Registration(f"m/{version}"))
+    second, third = pool_of(control, "m", "2"), pool_of(control, "m", "3")
+    second.may_close.set()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(control.unregister("m", "3"))
+        await third.closed.wait()  # it has the name for itself
+        group.create_task(control.unregister("m", "2"))
+        await asyncio.sleep(0)
+        scaling = group.create_task(refusal_of(control.scale("m", "2", 1, 1, True)))
+        await asyncio.sleep(0)
+        third.may_close.set()
+    assert isinstance(scaling.result(), ModelVersionNotFound)
+    assert second.scaled == []
+
+
+async def test_a_register_whose_version_is_unregistered_meanwhile_hears_of_its_workers() -> None:
+    control = new_control()
+    wanted = Registration("m/1", initial_workers=1)
+    async with asyncio.TaskGroup() as group:
+        registering = group.create_task(refusal_of(control.register(wanted)))
+        await wait_until(lambda: control.pools and pool_of(control, "m", "1").scaled)
+        pool = pool_of(control, "m", "1")
+        group.create_task(control.unregister("m", "1"))
+        await pool.closed.wait()
+        await asyncio.sleep(0)
+        pool.may_close.set()
+    assert isinstance(registering.result(), WorkerStartFailed)
+    assert not control.pools
+
+
+async def test_a_client_that_leaves_during_its_unregister_leaves_no_archive_behind() -> None:
+    store = EmptyStore()
+    control = new_control(store)
+    removed: list[ModelId] = []
+    control.on_removed = lambda model: removed.append(model.id)
+    await control.register(Registration("m/1"))
+    pool = pool_of(control, "m", "1")
+    leaving = asyncio.create_task(control.unregister("m", "1"))
+    await pool.closed.wait()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert leaving.cancelled()
+    pool.may_close.set()
+    await wait_until(lambda: removed == [("m", "1")])
+    assert (store.released, len(control.pools)) == (1, 0)
+    await control.close(0)
+
+
+async def test_an_unregister_that_takes_too_long_is_finished_later() -> None:
+    store = EmptyStore()
+    control = new_control(store, unregister_timeout_s=0)
+    await control.register(Registration("m/1"))
+    pool = pool_of(control, "m", "1")
+    assert isinstance(await refusal_of(control.unregister("m", "1")), DeadlineExceeded)
+    closing = asyncio.create_task(control.close(0))
+    await pool.closed.wait()
+    pool.may_close.set()
+    await closing
+    assert (store.released, len(control.pools)) == (1, 0)
+
+
+async def refusal_of(verb: Awaitable[object]) -> ServingError:
+    with pytest.raises(ServingError) as caught:
+        await verb
+    return caught.value

@@ -131,6 +131,24 @@ def test_old_ones_go(tmp_path: Path) -> None:
     assert (tmp_path / "config" / "mine.cfg").exists()
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_file_that_somebody_has_prepared_is_not_written_to(tmp_path: Path, is_link: bool) -> None:
+    folder = snapshots(tmp_path)
+    config = tmp_path / "config"
+    config.mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.touch(0o666)
+    prepared = config / f".20240501120000123-startup.cfg.{os.getpid()}.tmp"
+    if is_link:
+        prepared.symlink_to(theirs)
+    else:
+        os.link(theirs, prepared)
+    path = folder.write("startup", {"keystore_pass": "secret"}, [])
+    assert theirs.read_text() == ""
+    assert not os.path.islink(path)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = snapshots(tmp_path)
     folder.write("startup", {}, [])

@@ -24,8 +24,12 @@ from ts.protocol.messages import (
     Prediction,
     PredictRequest,
     encode_load_reply,
-    encode_predict_reply,
 )
+
+# The script runs through a link, beside nothing of the tests.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from reply_codec import encode_predict_reply
 
 SUCCESS = "Prediction success"
 

@@ -17,7 +17,7 @@ protocol.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from ts.protocol.frames import (
@@ -30,7 +30,6 @@ from ts.protocol.frames import (
     ByteInput,
     ProtocolError,
     encode_field,
-    encode_int,
     length_error,
     pack_int,
 )
@@ -54,7 +53,6 @@ __all__ = [
     "encode_load",
     "encode_load_reply",
     "encode_predict",
-    "encode_predict_reply",
     "is_pong",
 ]
 
@@ -224,40 +222,6 @@ def encode_predict(requests: Sequence[PredictRequest]) -> list[Buffer]:
 
 def encode_load_reply(code: int, message: str) -> bytes:
     return pack_int(code) + encode_field(message.encode()) + END
-
-
-def encode_predict_reply(
-    code: int, message: str, predictions: Iterable[Prediction]
-) -> list[Buffer]:
-    """The reply as buffers to be written in this order; large bodies as in `encode_predict`."""
-    buffers: list[Buffer] = []
-    pieces: list[Buffer] = [pack_int(code), encode_field(message.encode())]
-    add = pieces.append
-    for request_id, content_type, status, reason, headers, body in predictions:
-        add(encode_int(len(request_id)))
-        add(request_id)
-        add(encode_int(len(content_type)))
-        add(content_type)
-        add(pack_int(status))
-        add(encode_int(len(reason)))
-        add(reason)
-        add(encode_int(len(headers)))
-        for name, value in headers:
-            add(encode_int(len(name)))
-            add(name)
-            add(encode_int(len(value)))
-            add(value)
-        size = len(body)
-        add(encode_int(size))
-        if size < LARGE_BODY_BYTES:
-            add(body)
-        else:
-            buffers.append(b"".join(pieces))
-            buffers.append(body)
-            pieces.clear()
-    add(END)
-    buffers.append(b"".join(pieces))
-    return buffers
 
 
 PONG_MESSAGE = "pong"

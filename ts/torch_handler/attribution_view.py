@@ -36,9 +36,9 @@ def draw_attribution(picture: torch.Tensor, attribution: torch.Tensor) -> bytes:
     )
     opacity = strength.abs().unsqueeze(-1)
     blended = grey.unsqueeze(-1) * (1 - opacity) + tint * opacity
-    pixels = (blended * 255).round().to(torch.uint8).contiguous()
+    pixels = (blended * 255).round().to(torch.uint8).numpy().tobytes()
     height, width = grey.shape
-    image = Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist()))
+    image = Image.frombytes("RGB", (width, height), pixels)
     factor = -(-MIN_SIDE // min(width, height))
     if factor > 1:
         image = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)

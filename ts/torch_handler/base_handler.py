@@ -292,7 +292,7 @@ class BaseHandler(abc.ABC):  # noqa: B024  made to be derived from; no method is
     def _run_model(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The output of whatever kind of model was loaded, for input of any device and type."""
         if hasattr(self.model, "get_inputs"):  # a session of ONNX Runtime
-            return run_onnx(self.model, data, *args)
+            return run_onnx(self.model, data, *args, **kwargs)
         return self.model(self._as_input(data), *args, **kwargs)
 
     def _as_input(self, data: torch.Tensor) -> torch.Tensor:

@@ -250,6 +250,8 @@ def _listed(names: Iterable[str]) -> str:
 
 def find_layer(model: Any, name: str) -> Any:
     """The module of the model with this name; raises ValueError that names the nearest one."""
+    if not hasattr(model, "named_modules"):
+        raise ValueError(f"captum.layer: {name!r}, and this kind of model file has no modules")
     modules = dict(model.named_modules())
     modules.pop("", None)
     if name not in modules:
@@ -445,3 +447,59 @@ class ExplainedBatch:
         if self._indexes is None:
             return {}
         return self._context.get_all_request_header(self._indexes[position])
+
+
+class ExplainingHandler:
+    """What the default handlers that explain share, before a handler in the bases of its class.
+
+    A class of these names its methods and formats, has a `get_insights`, which it also calls
+    `_default_insights`, and defines `_explained_output` and `_explain_batch`.
+    """
+
+    _explain_methods: Mapping[str, Method]
+    _explain_formats: Sequence[str]  # its default first
+    _default_insights: Callable[..., Any]
+    _explain_settings: ExplainSettings | None = None
+    _targets: Targets
+
+    def explain_handle(self, data_preprocess: Any, raw_data: list[Any]) -> Any:
+        """Per request, the explanation of its own target by its own method and in its own format.
+
+        A subclass with a get_insights of its own is asked as BaseHandler does it.
+        """
+        if type(self).get_insights is not type(self)._default_insights:
+            return super().explain_handle(data_preprocess, raw_data)
+        settings = self._settings()
+        indexes = self._request_indexes(raw_data)
+        batch = ExplainedBatch(raw_data, self.context, indexes, settings, self._explain_formats)
+        self._targets.look(lambda: self._explained_output(data_preprocess), batch.is_predicting)
+        targets = {}
+        for position, choice in list(batch.choices.items()):
+            with batch.failing_alone(position):
+                targets[position] = self._targets.resolve(choice.target, position)
+        self._explain_batch(data_preprocess, batch, targets)
+        return batch.answers
+
+    def _explained_output(self, data_preprocess: Any) -> Any:
+        """The model's output for the batch, of which targets are members."""
+        raise NotImplementedError
+
+    def _explain_batch(
+        self, data_preprocess: Any, batch: ExplainedBatch, targets: Mapping[int, Any]
+    ) -> None:
+        """Answer those requests of the batch that have a choice. targets: by position."""
+        raise NotImplementedError
+
+    def _set_up_explanations(self, section: Any) -> None:
+        """Raises ValueError for a `captum` section that cannot be followed."""
+        self._targets = Targets()
+        self._explain_settings = read_settings(
+            section, self._explain_methods, self._explain_formats
+        )
+        if self._explain_settings.layer is not None:
+            find_layer(self.model, self._explain_settings.layer)
+
+    def _settings(self) -> ExplainSettings:
+        if self._explain_settings is None:  # a subclass with an `initialize` of its own
+            self._set_up_explanations(None)
+        return self._explain_settings

@@ -156,18 +156,35 @@ def _load_program(path: str, weights_only: bool) -> torch.export.ExportedProgram
 
 
 def has_gradients(model: Any) -> bool:
-    """Whether gradients flow through the model; compiled and exported machine code has none."""
-    return not hasattr(model, "get_inputs") and type(model).__name__ != "AOTICompiledModel"
+    """Whether gradients flow through the model; compiled and exported machine code has none.
+
+    What AOTInductor made is a function of torch, or an object of a class of torch, but no module.
+    """
+    if isinstance(model, torch.nn.Module):
+        return True
+    origin = getattr(model, "__module__", None) or ""
+    return not hasattr(model, "get_inputs") and origin.partition(".")[0] != "torch"
 
 
-def run_onnx(session: Any, *inputs: Any) -> Any:
+def run_onnx(session: Any, *inputs: Any, **named: Any) -> Any:
     """The outputs of an ONNX Runtime session as CPU tensors: one, or a list of several.
 
-    inputs: tensors in the order of the model's inputs; each is cast to the type declared there.
+    inputs: tensors in the order of the model's inputs, or by their names; each is cast to the type
+            declared there.
+    Raises ValueError that names the model's inputs for one that it does not take.
     """
+    declared = {item.name: item for item in session.get_inputs()}
+    values = dict(zip(declared, inputs, strict=False))
+    surplus = [name for name in named if name not in declared or name in values]
+    if len(inputs) > len(declared) or surplus:
+        given = f"{len(inputs)} by position" + (f" and {', '.join(named)}" if named else "")
+        raise ValueError(
+            f"the ONNX model takes {len(declared)} inputs ({', '.join(declared)}), and was given "
+            f"{given}"
+        )
     feed = {}
-    for declared, value in zip(session.get_inputs(), inputs, strict=False):
-        dtype = _ONNX_DTYPES.get(declared.type)
-        feed[declared.name] = torch.as_tensor(value).detach().to("cpu", dtype).numpy()
+    for name, value in (values | named).items():
+        dtype = _ONNX_DTYPES.get(declared[name].type)
+        feed[name] = torch.as_tensor(value).detach().to("cpu", dtype).numpy()
     outputs = [torch.from_numpy(output) for output in session.run(None, feed)]
     return outputs[0] if len(outputs) == 1 else outputs

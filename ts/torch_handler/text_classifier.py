@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,19 +15,16 @@ from ts.torch_handler.explanations import (
     TEXT_METHODS,
     ExplainChoice,
     ExplainedBatch,
-    ExplainSettings,
-    Targets,
+    ExplainingHandler,
     captum_attr,
     find_layer,
-    read_settings,
 )
+from ts.torch_handler.model_files import has_gradients
 from ts.torch_handler.text_handler import TextHandler
 from ts.utils.util import PredictionException, map_class_to_label
 
-FORMATS = ("json", "html")  # of an explanation
 
-
-class TextClassifier(TextHandler):
+class TextClassifier(ExplainingHandler, TextHandler):
     """Classifies texts with a model called as `model(token ids, offsets)`.
 
     The ids of all texts are one vector, and `offsets` says where each text begins, which is what
@@ -34,7 +32,8 @@ class TextClassifier(TextHandler):
     """
 
     ngrams = 2
-    _explain_settings: ExplainSettings | None = None
+    _explain_methods = TEXT_METHODS
+    _explain_formats = ("json", "html")
 
     @timed
     def preprocess(self, data: list[Any]) -> tuple[Any, ...]:
@@ -89,26 +88,22 @@ class TextClassifier(TextHandler):
         super().initialize(context)
         self._set_up_explanations(self.model_yaml_config.get("captum"))
 
-    def explain_handle(self, data_preprocess: tuple[Any, ...], raw_data: list[Any]) -> list[Any]:
-        """Per request, the words and their importance for its own target; as HTML on request.
+    def _explained_output(self, data_preprocess: tuple[Any, ...]) -> torch.Tensor:
+        return self.model(data_preprocess[0], self._offsets(data_preprocess))
 
-        A subclass with a get_insights of its own is asked as BaseHandler does it.
-        """
-        if type(self).get_insights is not TextClassifier.get_insights:
-            return super().explain_handle(data_preprocess, raw_data)
-        settings = self._settings()
-        indexes = self._request_indexes(raw_data)
-        batch = ExplainedBatch(raw_data, self.context, indexes, settings, FORMATS)
+    def _explain_batch(
+        self, data_preprocess: tuple[Any, ...], batch: ExplainedBatch, targets: Mapping[int, Any]
+    ) -> None:
+        if not has_gradients(self.model):
+            raise PredictionException(
+                "Explanations of texts need gradients, which this kind of model file does not give",
+                501,
+            )
         texts = self._texts(data_preprocess)
-        self._targets.look(
-            lambda: self.model(data_preprocess[0], self._offsets(data_preprocess)),
-            batch.is_predicting,
-        )
         for position, choice in list(batch.choices.items()):
             with batch.failing_alone(position):
-                target = self._targets.resolve(choice.target, position)
+                target = targets[position]
                 batch.answer(position, self._explanation(*texts[position], target, choice))
-        return batch.answers
 
     def get_insights(
         self, text_preprocess: tuple[Any, ...], _: Any, target: Any = 0
@@ -120,23 +115,14 @@ class TextClassifier(TextHandler):
             for ids, words in self._texts(text_preprocess)
         ]
 
+    _default_insights = get_insights
+
     def _texts(self, data: tuple[Any, ...]) -> list[tuple[torch.Tensor, list[str]]]:
         """Token ids and words of each text."""
         if len(data) == 2:
             return [data]
         starts = self._offsets(data).tolist()
         return list(zip(torch.tensor_split(data[0], starts[1:]), data[1], strict=True))
-
-    def _set_up_explanations(self, section: Any) -> None:
-        self._targets = Targets()
-        self._explain_settings = read_settings(section, TEXT_METHODS, FORMATS)
-        if self._explain_settings.layer is not None:
-            find_layer(self.model, self._explain_settings.layer)
-
-    def _settings(self) -> ExplainSettings:
-        if self._explain_settings is None:  # a subclass with an `initialize` of its own
-            self._set_up_explanations(None)
-        return self._explain_settings
 
     def _explanation(
         self, ids: torch.Tensor, words: list[str], target: Any, choice: ExplainChoice

@@ -6,7 +6,7 @@ import base64
 import io
 import warnings
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,28 +18,25 @@ from ts.torch_handler.base_handler import BaseHandler, request_payload
 from ts.torch_handler.explanations import (
     IMAGE_METHODS,
     ExplainedBatch,
-    ExplainSettings,
+    ExplainingHandler,
     Method,
-    Targets,
     captum_attr,
     find_layer,
-    read_settings,
 )
 from ts.torch_handler.model_files import has_gradients
 from ts.utils.util import PredictionException
 
-FORMATS = ("json", "png")  # of an explanation
 
-
-class VisionHandler(BaseHandler, ABC):
+class VisionHandler(ExplainingHandler, BaseHandler, ABC):
     """A handler whose requests are images.
 
     A subclass sets `image_processing`, a callable from a PIL image to a tensor.
     """
 
     image_processing: Callable[[Image.Image], torch.Tensor]
+    _explain_methods = IMAGE_METHODS
+    _explain_formats = ("json", "png")
     _ig: Any = None
-    _explain_settings: ExplainSettings | None = None
 
     def initialize(self, context: Any) -> None:
         """Load the model; lift Pillow's size limit if the configuration says so.
@@ -81,21 +78,13 @@ class VisionHandler(BaseHandler, ABC):
             return self.image_processing(Image.open(io.BytesIO(image)))
         return torch.as_tensor(image, dtype=torch.float32)
 
-    def explain_handle(self, data_preprocess: torch.Tensor, raw_data: list[Any]) -> list[Any]:
-        """Per request, the attribution of its own target, as nested lists or as a picture.
+    def _explained_output(self, data_preprocess: torch.Tensor) -> Any:
+        return self._run_model(data_preprocess)
 
-        A subclass with a get_insights of its own is asked as BaseHandler does it.
-        """
-        if type(self).get_insights is not VisionHandler.get_insights:
-            return super().explain_handle(data_preprocess, raw_data)
-        settings = self._settings()
-        indexes = self._request_indexes(raw_data)
-        batch = ExplainedBatch(raw_data, self.context, indexes, settings, FORMATS)
-        self._targets.look(lambda: self._run_model(data_preprocess), batch.is_predicting)
-        targets = {}
-        for position, choice in list(batch.choices.items()):
-            with batch.failing_alone(position):
-                targets[position] = self._targets.resolve(choice.target, position)
+    def _explain_batch(
+        self, data_preprocess: torch.Tensor, batch: ExplainedBatch, targets: Mapping[int, Any]
+    ) -> None:
+        """The attributions, as nested lists or as pictures; requests of a method go together."""
         methods: dict[str, list[int]] = {}
         for position, choice in batch.choices.items():
             methods.setdefault(choice.method, []).append(position)
@@ -109,24 +98,17 @@ class VisionHandler(BaseHandler, ABC):
                     batch.answer(position, draw_attribution(picture, attribution))
                 else:
                     batch.answer(position, attribution.tolist())
-        return batch.answers
 
     def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> list[Any]:
         """Attribution of each input value to the output `target`, nested like the input tensor."""
         targets = [target] * len(tensor_data)
         return self._attribute(tensor_data, targets, self._settings().method).tolist()
 
+    _default_insights = get_insights
+
     def _set_up_explanations(self, section: Any) -> None:
         self._explainers: dict[str, Any] = {}  # of Captum, by method
-        self._targets = Targets()
-        self._explain_settings = read_settings(section, IMAGE_METHODS, FORMATS)
-        if self._explain_settings.layer is not None:
-            find_layer(self.model, self._explain_settings.layer)
-
-    def _settings(self) -> ExplainSettings:
-        if self._explain_settings is None:  # a subclass with an `initialize` of its own
-            self._set_up_explanations(None)
-        return self._explain_settings
+        super()._set_up_explanations(section)
 
     def _attribute(self, images: torch.Tensor, targets: list[Any], name: str) -> torch.Tensor:
         """The attributions of a method, [images, channels or 1, height, width]."""

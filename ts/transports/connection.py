@@ -12,6 +12,7 @@ from typing import Any
 from ts.protocol.frames import Buffer
 from ts.protocol.messages import Command, CommandReader
 from ts.transports.shared_memory import SharedMemory
+from ts.utils.environment import env_number
 
 RECEIVE_BYTES = 256 * 1024
 
@@ -42,7 +43,7 @@ class FrontendConnection:
         self._write_lock = threading.Lock()
         self._arrival = select.poll()
         self._arrival.register(sock, select.POLLIN)
-        self._spin_s = float(os.environ.get(SPIN_VARIABLE) or 0) / 1e6
+        self._spin_s = env_number(SPIN_VARIABLE, 0) / 1e6
         self._comes_soon = False
         # One buffer for all reads: a fresh one for each would cost more than the call.
         self._space = memoryview(bytearray(RECEIVE_BYTES))

@@ -158,13 +158,28 @@ class ModelStore:
     def _open_blocking(self, url: str, token: CancelToken, s3_sse_kms: bool) -> ModelArchive:
         is_url = _ANY_SCHEME.match(url) is not None
         try:
-            os.makedirs(self._models_dir, mode=0o700, exist_ok=True)
+            self._make_models_dir()
             if is_url and (_URL_SCHEME.match(url) or self._rules.is_allowed(url)):
                 return self._open_download(url, token, s3_sse_kms)
             return self._open_local(url, token)
         except OSError as error:
             logger.warning("Cannot keep the model archive %s", _shown(url), exc_info=True)
             raise ArchiveStorageFailed(f"Failed to save model: {_shown(url)}") from error
+
+    def _make_models_dir(self) -> None:
+        """Raises OSError, and ArchiveStorageFailed if it is another user's.
+
+        In a folder that all users share anybody may have been first with the name, and whoever owns
+        the directory can exchange the code in it between our checks and the worker's start.
+        """
+        os.makedirs(self._models_dir, mode=0o700, exist_ok=True)
+        trusted = (0, os.geteuid())
+        found = os.lstat(self._models_dir), os.stat(self._models_dir)  # a link has an owner, too
+        if any(status.st_uid not in trusted for status in found):
+            raise ArchiveStorageFailed(
+                f"{self._models_dir} belongs to another user, who could exchange what is unpacked "
+                "there; set TEMP to a directory of the server's own."
+            )
 
     def _open_local(self, url: str, token: CancelToken) -> ModelArchive:
         found = self._find(url)

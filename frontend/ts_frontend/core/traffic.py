@@ -299,7 +299,7 @@ class _Attempt:
         if self._inner is None:
             return
         is_failure = is_version_failure(error)
-        if self.twin is not None:
+        if self.twin is not None and not self._has_output:
             self.twin.hear(500 if is_failure else 400)
         if is_failure:
             self._note(error.message)

@@ -88,6 +88,7 @@ class ConcurrentWorker(Worker):
             del self._in_worker[prediction.id]
         if self._in_worker:
             self._due.expect(self.model.config.response_timeout_s)
+            self._begin_grace_if_unwanted()
         else:
             self._due.forget()
             self._drained.set()

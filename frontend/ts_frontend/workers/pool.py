@@ -284,6 +284,9 @@ class WorkerPool:
         except ServingError:  # no port for one of them: all or nothing
             self._stop(started, 0)
             raise
+        finally:
+            if not self.can_serve:  # some may have waited while it was dormant
+                self._refuse_waiting()
         self.min_workers = min_workers
         self.max_workers = max_workers
         return started

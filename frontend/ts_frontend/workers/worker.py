@@ -44,6 +44,10 @@ model_logger = logging.getLogger("MODEL_LOG")
 # fall into a pause that ends by itself.
 BAD_CHECKS = 2
 
+# One that ends sooner than this after its load, with no request to blame, would end so again: each
+# time it waits longer for the next start.
+STABLE_S = 10.0
+
 # Loads in a row that fail for a reason that lasts, before it is believed: a file may still be on
 # its way over the network.
 LASTING_ATTEMPTS = 2
@@ -171,9 +175,10 @@ class Worker:
         backoff_s = self._times.backoff_s
         try:
             while not self._stop_requested.is_set():
+                loaded_s = None
                 try:
                     await self._start()
-                    attempt = 0
+                    loaded_s = monotonic()
                     await self._serve()
                 except SessionFailed as error:
                     self._failed(error.failure)
@@ -181,6 +186,8 @@ class Worker:
                     await self._end_session()
                 if self.state is WorkerState.STOPPING:
                     break
+                if loaded_s is not None and (self.requests or monotonic() - loaded_s >= STABLE_S):
+                    attempt = 0
                 attempt = min(attempt + 1, len(backoff_s) - 1)
                 # Where nothing was wrong with it, nothing is to be waited for.
                 was_healthy = self.failure and self.failure.kind is FailureKind.CANCEL_IGNORED
@@ -397,6 +404,9 @@ class Worker:
         session = self._session
         if session.has_controls and session.connection is not None:
             session.connection.send([encode_cancel(job.request.id)])
+        self._begin_grace_if_unwanted()
+
+    def _begin_grace_if_unwanted(self) -> None:
         grace_s = self.model.config.care.cancel_grace_s
         if grace_s and self._cancel_timer is None and self._is_worked_for_nobody():
             self._cancel_timer = asyncio.get_running_loop().call_later(

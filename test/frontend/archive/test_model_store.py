@@ -58,6 +58,24 @@ async def test_no_store(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+async def test_nothing_is_unpacked_where_another_user_could_exchange_it(
+    places, is_link: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = places.temp / "models"
+    if is_link:
+        models.rmdir()
+        models.symlink_to(places.root)
+    status = os.lstat(models)
+
+    def as_another(path: object) -> os.stat_result:
+        return os.stat_result((*status[:4], os.geteuid() + 1, *status[5:]))
+
+    monkeypatch.setattr(os, "lstat", as_another)
+    with pytest.raises(ArchiveStorageFailed, match="set TEMP to"):
+        await places.model_store().open("echo.mar")
+
+
 async def test_refusals_in_words(places) -> None:
     store = places.model_store("https://models.example/.*")
     for url, message in [

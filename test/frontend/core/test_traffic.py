@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # fakes.py, fake_plan
 from fake_planes import FakePlanes, PlayedModel, answers, echoes, fails, holds, streams
 from fakes import RecordingConsumer, chunk
 
+from ts_frontend import data_plane
 from ts_frontend.core.admission import Admission, Load
 from ts_frontend.core.errors import (
     DeadlineExceeded,
@@ -237,6 +238,18 @@ async def test_at_a_rollback_what_hangs_is_moved() -> None:
     assert not bench.traffic.candidate_figures.under_way
 
 
+async def test_a_moved_request_keeps_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = came_s = data_plane.monotonic()
+    monkeypatch.setattr(data_plane, "monotonic", lambda: now_s)
+    bench = Bench(client_timeout_ms=100_000)
+    bench.traffic.canary_percent = 100
+    bench.new.does = bench.old.does = holds
+    bench.ask()
+    now_s += 60
+    bench.new.jobs[0].fail(WorkerDied())
+    assert bench.old.jobs[0].deadline_s == came_s + 100
+
+
 async def test_a_client_that_leaves_is_gone_everywhere() -> None:
     bench = Bench()
     bench.new.does = bench.old.does = holds
@@ -289,6 +302,19 @@ async def test_a_copy_changes_no_answer_and_is_compared() -> None:
     assert [bench.answer() for _ in range(4)] == [b"1"] * 4
     assert bench.figures == (4, 2)
     assert bench.traffic.differing == 2
+
+
+async def test_a_stream_is_compared_once_by_its_first_piece() -> None:
+    bench = Bench()
+    bench.traffic.shadow_percent = 100
+
+    def breaks_off(job) -> None:
+        job.push(chunk(b"half", is_last=False))
+        job.fail(WorkerDied())
+
+    bench.old.does = breaks_off
+    assert isinstance(bench.ask().error, WorkerDied)
+    assert bench.traffic.differing == 0
 
 
 async def test_both_may_refuse_the_same_request() -> None:

@@ -131,6 +131,25 @@ async def test_who_works_for_nobody_is_replaced_after_the_grace(
     assert bench.meters.deaths == ["cancel_ignored"]
 
 
+async def test_who_works_for_nobody_since_a_neighbour_has_his_answer_is_replaced(
+    bench: Bench, script: Script
+) -> None:
+    bench.times = replace(bench.times, backoff_s=(0, 600))
+    care = WorkerCare(cancel_grace_s=0.05)
+    pool = await bench.serving(care=care, async_communication=True)
+    script.default = holds
+    gone = ask(pool, b"gone")
+    await wait_until(lambda: len(script.batches) == 1)
+    stays = ask(pool, b"stays")
+    await wait_until(lambda: len(script.batches) == 2)
+    gone.response.cancel()
+    script.connections[0].release()
+    assert await answer_of(stays) == b"stays"
+    worker = alone(pool)
+    await wait_until(lambda: worker.restarts == 1)
+    assert bench.meters.deaths == ["cancel_ignored"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_neighbour_who_waits_keeps_the_worker(
     bench: Bench, script: Script, kind: dict[str, Any]

@@ -516,6 +516,29 @@ async def test_without_a_port_for_all_there_is_none(bench: Bench, script: Script
     bench.ports = PortAllocator(FIRST_PORT, is_tcp=False)
 
 
+async def test_who_waits_for_a_sleeping_model_is_answered_when_nobody_can_be_started(
+    bench: Bench, script: Script
+) -> None:
+    bench.ports = PortAllocator(65536, is_tcp=False)
+    pool = bench.pool()
+    pool.sleep(lambda: None)
+    waiting = ask(pool)
+    with pytest.raises(InvalidArgument, match="No free worker port"):
+        pool.scale(1, 1, 0)
+    assert isinstance(await failure_of(waiting), NoWorker)
+    bench.ports = PortAllocator(FIRST_PORT, is_tcp=False)
+
+
+async def test_a_scale_to_none_answers_who_waits_for_a_sleeping_model(
+    bench: Bench, script: Script
+) -> None:
+    pool = bench.pool()
+    pool.sleep(lambda: None)
+    waiting = ask(pool)
+    pool.scale(0, 0, 0)
+    assert isinstance(await failure_of(waiting), NoWorker)
+
+
 async def test_parallel_workers_take_devices_and_ports_in_a_row(
     bench: Bench, script: Script
 ) -> None:

@@ -592,7 +592,21 @@ async def test_the_delay_grows_and_stays_at_the_longest(
     assert delays(caplog)[:6] == [0.001, 0.002, 0.003, 0.003, 0.003, 0.003]
 
 
-async def test_a_load_sets_the_delay_back(
+async def test_a_worker_that_only_loads_before_it_ends_is_started_ever_later(
+    bench: Bench, scripted: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.times = replace(bench.times, backoff_s=(9.0, 0.001, 0.002, 0.003))
+    pool = await bench.serving()
+    (worker,) = pool.workers
+    for restart in range(1, 4):
+        scripted.connections[-1].hang_up()
+        await wait_until(lambda restart=restart: worker.restarts == restart)
+        await wait_ready(worker)
+    assert delays(caplog) == [0.001, 0.002, 0.003]
+
+
+async def test_a_load_and_an_answer_set_the_delay_back(
     bench: Bench, scripted: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -602,6 +616,7 @@ async def test_a_load_sets_the_delay_back(
     pool.scale(1, 1, 0)
     (worker,) = pool.workers
     await wait_ready(worker)
+    await answer_of(ask(pool))
     scripted.connections[-1].hang_up()
     await wait_until(lambda: worker.restarts == 3)
     await wait_ready(worker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fuzzing import fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
+from reply_codec import encode_predict_reply
 
 from ts.protocol.messages import (
     CommandReader,
@@ -16,7 +17,6 @@ from ts.protocol.messages import (
     ReplyReader,
     encode_load,
     encode_predict,
-    encode_predict_reply,
 )
 
 LIMIT = 1 << 20

@@ -10,6 +10,7 @@ import tracemalloc
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reply_codec import encode_predict_reply
 
 from ts.protocol import messages
 from ts.protocol.frames import encode_field, encode_int
@@ -32,7 +33,6 @@ from ts.protocol.messages import (
     encode_load,
     encode_load_reply,
     encode_predict,
-    encode_predict_reply,
     is_pong,
 )
 

@@ -125,6 +125,17 @@ def halves(answer):
     return values[:half].sum().item(), values[half:].sum().item()
 
 
+def compiled_code(model):
+    """What torch._export.aot_load makes of an AOTInductor .so: a function, and no module."""
+
+    def optimized(*args):
+        with torch.no_grad():
+            return model(*args)
+
+    optimized.__module__ = torch._export.aot_load.__module__
+    return optimized
+
+
 class TestImages:
     @pytest.mark.parametrize(
         "section",
@@ -264,6 +275,13 @@ class TestImages:
             explain(handler, context, {"data": bright})
         assert caught.value.error_code == 501
 
+    def test_compiled_code_has_no_gradients(self, make_handler, bright):
+        handler, context = make_handler()
+        handler.model = compiled_code(handler.model)
+        with pytest.raises(PredictionException, match="needs gradients") as caught:
+            explain(handler, context, {"data": bright})
+        assert caught.value.error_code == 501
+
     def test_models_without_gradients_can_be_explained_by_hiding_parts(self, make_handler, bright):
         class Session:
             """As much of a session of ONNX Runtime as is asked: numpy in, numpy out."""
@@ -380,6 +398,13 @@ class TestTexts:
         assert good["importances"] == pytest.approx([4.0])
         assert bad["importances"] == pytest.approx([2 / 3, 0], abs=1e-5)
         assert refused["code"] == context.get_response_status(1)[0] == 400
+
+    def test_compiled_code_has_no_gradients(self, make_text_handler):
+        handler, context = make_text_handler()
+        handler.model = compiled_code(handler.model)
+        with pytest.raises(PredictionException, match="need gradients") as caught:
+            explain(handler, context, {"data": "good film"})
+        assert caught.value.error_code == 501
 
     def test_an_unknown_layer_is_refused_when_the_model_starts(self, make_text_handler):
         with pytest.raises(ValueError, match=r"did you mean 'embedding'\?"):

@@ -9,12 +9,14 @@ import shutil
 import struct
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ts.torch_handler.base_handler import BaseHandler
 from ts.torch_handler.image_classifier import ImageClassifier
+from ts.torch_handler.model_files import run_onnx
 from ts.utils.util import PredictionException
 
 # y = x * 2, float [n, 2]: made with the package onnx, which so few bytes are not worth.
@@ -138,6 +140,28 @@ class TestExported:
         save_exported(tmp_path / "scale.pt2")
         with pytest.raises(ValueError, match=r"handler\.dtype: scale\.pt2 keeps the types"):
             load(serializedFile="scale.pt2", config={"handler": {"dtype": "float16"}})
+
+
+class AddSession:
+    """As much of a session of ONNX Runtime as is asked: a + b."""
+
+    def get_inputs(self):
+        return [SimpleNamespace(name=name, type="tensor(float)") for name in ("a", "b")]
+
+    def run(self, _, feed):
+        return [feed["a"] + feed["b"]]
+
+
+class TestOnnxInputs:
+    def test_they_are_given_in_order_or_by_name(self):
+        one, two = torch.tensor([1.0]), torch.tensor([2.0])
+        for given in (run_onnx(AddSession(), one, two), run_onnx(AddSession(), one, b=two)):
+            assert given.tolist() == [3.0]
+
+    @pytest.mark.parametrize(("count", "names"), [(3, ""), (1, "c"), (2, "b")])
+    def test_one_too_many_is_refused(self, count, names):
+        with pytest.raises(ValueError, match=rf"takes 2 inputs \(a, b\), .* given {count} by"):
+            run_onnx(AddSession(), *[torch.ones(1)] * count, **dict.fromkeys(names, torch.ones(1)))
 
 
 @pytest.mark.onnx

@@ -40,7 +40,6 @@ from ts_frontend.grpc.stubs.open_inference_pb2 import (
 )
 
 _BITS = {"INT8": 8, "INT16": 16, "UINT8": 8, "UINT16": 16}
-_ALL_CONTENTS = tuple(field.name for field in InferTensorContents.DESCRIPTOR.fields)
 
 
 def read_message(request: ModelInferRequest, declared: Model | None = None) -> InferCall:

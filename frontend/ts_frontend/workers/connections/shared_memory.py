@@ -18,6 +18,7 @@ client's transport has written them. Where memory runs out, bodies travel throug
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import mmap
 import os
@@ -126,7 +127,9 @@ class BodyMemory:
         """Give the pages back, also where the worker still has it mapped. It must not be leased."""
         self._close_descriptor()
         self.memory.madvise(mmap.MADV_REMOVE)
-        self.memory.close()
+        # The thread that let go of the last view may hold it for a moment yet, and then closes it.
+        with contextlib.suppress(BufferError):
+            self.memory.close()
         if self.seen_by is not None:
             self.seen_by.withdraw_memory(self.number)
 

@@ -11,13 +11,13 @@ from typing import cast
 
 import pytest
 from fakes import turns, wait_until
+from reply_codec import encode_predict_reply
 
 from ts.protocol.messages import (
     LoadReply,
     Prediction,
     PredictReply,
     encode_load_reply,
-    encode_predict_reply,
 )
 from ts_frontend.workers.connections import CONNECTIONS, load_connection
 from ts_frontend.workers.connections.base import SocketConnection

@@ -12,6 +12,7 @@ import pytest
 from fakes import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reply_codec import encode_predict_reply
 
 from ts.protocol.frames import ProtocolError
 from ts.protocol.messages import (
@@ -22,7 +23,6 @@ from ts.protocol.messages import (
     ReplyReader,
     encode_load_reply,
     encode_predict,
-    encode_predict_reply,
 )
 from ts.protocol.shared_memory import BLOCK_BYTES, REFERENCE, REFERENCE_MARK
 from ts.transports.shared_memory import CHANNEL_VARIABLE, SharedMemory
@@ -134,6 +134,17 @@ async def test_free_memory_of_another_size_makes_room(bodies: SharedBodies) -> N
     large = bodies.place(MAX_BYTES)
     assert len(large) == MAX_BYTES
     assert bodies.reserved_bytes == MAX_BYTES
+
+
+async def test_memory_that_another_thread_is_just_letting_go_of_can_be_dropped(
+    bodies: SharedBodies,
+) -> None:
+    view = bodies.place(1)
+    still_held = memoryview(view.obj.owner.memory)  # as by a lease that has yet to be taken apart
+    del view
+    bodies.close()
+    assert bodies.reserved_bytes == 0
+    del still_held
 
 
 async def test_a_body_in_its_place_is_read_by_the_worker_as_it_is(
