@@ -270,7 +270,7 @@ class WorkerPool:
         Workers that go first finish what they run, for at most `grace_s` seconds. A worker that has
         given up is replaced: asking for workers again is the way to try again.
         """
-        self.is_dormant = False
+        was_dormant, self.is_dormant = self.is_dormant, False
         self.start_failure = ""
         self.model.queue.on_put = self.feed
         self._stop([worker for worker in self.workers if not worker.is_healthy], 0)
@@ -285,7 +285,7 @@ class WorkerPool:
             self._stop(started, 0)
             raise
         finally:
-            if not self.can_serve:  # some may have waited while it was dormant
+            if was_dormant and not self.can_serve:  # no worker that goes tells those who waited
                 self._refuse_waiting()
         self.min_workers = min_workers
         self.max_workers = max_workers
