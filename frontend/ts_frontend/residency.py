@@ -194,7 +194,7 @@ class Residency:
             resident.loads += 1
             resident.used_at_s = monotonic()
             resident.size_bytes = self._occupied_bytes(pool)
-        elif set(started) & set(pool.workers):
+        elif not started or set(started) & set(pool.workers):  # else somebody has taken them out
             self._give_up(resident, started, error)
 
     def _give_up(self, resident: _Resident, started: list[Worker], error: ServingError) -> None:

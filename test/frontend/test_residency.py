@@ -15,7 +15,7 @@ from worker_bench import Bench
 
 from ts.protocol.messages import LoadReply
 from ts_frontend import residency as residency_module
-from ts_frontend.core.errors import NoWorker
+from ts_frontend.core.errors import InvalidArgument, NoWorker
 from ts_frontend.core.model import Model
 from ts_frontend.residency import Residency, ResidencyState
 from ts_frontend.workers import pool as pool_module
@@ -255,6 +255,24 @@ async def test_a_load_that_fails_answers_who_waits_and_is_tried_again_later(
     assert "no weights" in pool.unhealthy_reason
     assert not pool.can_serve
     shelf.bench.script.load_reply = good
+    await wait_until(lambda: pool.can_serve)
+    await shelf.use(pool)
+    assert shelf.state(pool) is ResidencyState.LOADED
+
+
+async def test_a_load_without_a_free_port_is_tried_again_later(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_module, "FIRST_PAUSE_S", 0.05)
+    pool = shelf.add()
+    take = pool._ports.take
+
+    def no_port(width: int = 1) -> int:
+        raise InvalidArgument("No free worker port from 9000 on; check initial_worker_port.")
+
+    monkeypatch.setattr(pool._ports, "take", no_port)
+    await failure_of(put_job(pool.model.queue))
+    monkeypatch.setattr(pool._ports, "take", take)
     await wait_until(lambda: pool.can_serve)
     await shelf.use(pool)
     assert shelf.state(pool) is ResidencyState.LOADED

@@ -53,7 +53,7 @@ _NEXT = {
     },
     RolloutState.SHADOW: {RolloutState.CANARY, RolloutState.SWITCHING, RolloutState.UNDOING},
     RolloutState.CANARY: {RolloutState.CANARY, RolloutState.SWITCHING, RolloutState.UNDOING},
-    RolloutState.SWITCHING: {RolloutState.DONE},
+    RolloutState.SWITCHING: {RolloutState.DONE, RolloutState.ROLLED_BACK},  # the latter: a fault
     RolloutState.UNDOING: {RolloutState.ROLLED_BACK, RolloutState.ABORTED},
 }
 _ON_TRIAL = (RolloutState.LOADING, RolloutState.SHADOW, RolloutState.CANARY)
@@ -222,14 +222,26 @@ class Rollout:
         except asyncio.CancelledError:  # the server stops
             self.traffic.close()
             raise
-        except BaseException as error:
-            logger.error("Rollout of %s failed by a fault of the server.", self.candidate.id)
-            self.stop(RolloutState.ROLLED_BACK, f"a fault of the server: {error!r}")
-            self.traffic.close()
-            raise
+        except Exception as error:
+            logger.exception("Rollout of %s failed by a fault of the server.", self.candidate.id)
+            self._end_after_fault(error)
         finally:
             self.ended_at = time.time()
             self._on_ended(self)
+
+    def _end_after_fault(self, error: Exception) -> None:
+        """Whatever state it was in: the old version answers, and the end is one that clients know.
+
+        The candidate stays registered, for somebody to look at.
+        """
+        self.traffic.close()
+        self.candidate.is_on_trial = False
+        self._add_reason(f"a fault of the server: {error!r}")
+        self._meters.set_canary_percent(self.name, self.candidate.id.version, 0)
+        if self.state in _ON_TRIAL:
+            self._advance(RolloutState.UNDOING)
+        self._advance(RolloutState.ROLLED_BACK)
+        self._meters.rollout_ended(self.name, RolloutState.ROLLED_BACK.value)
 
     async def _try(self) -> None:
         """Up to the switch. Raises _Stopped."""

@@ -285,6 +285,34 @@ async def test_what_cannot_be_unregistered_is_said(bench: Bench) -> None:
     assert report.reason == "version 1 was not unregistered: Timed out while cleaning resources: m"
 
 
+async def test_a_fault_of_the_server_ends_it_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(module, "judge", fault)
+    await bench.start(step_s=60)
+    report = await bench.end()
+    assert report.state is ROLLED_BACK
+    assert "a fault of the server: ZeroDivisionError" in report.reason
+    assert [bench.ask().bodies for _ in range(4)] == [[b"old"]] * 4
+    assert not bench.fakes.registry.resolve("m", "2").is_on_trial  # it stays, to be looked at
+
+
+async def test_a_switch_that_fails_ends_it_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(bench.control, "set_default", fault)
+    await bench.start(canary=())
+    report = await bench.end()
+    assert report.state is ROLLED_BACK
+    assert bench.ask().bodies == [b"old"]
+
+
 # What others do meanwhile.
 
 
