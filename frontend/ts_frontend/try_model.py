@@ -21,8 +21,8 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import BinaryIO, TextIO
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, BinaryIO, TextIO
 
 from ts_frontend.archive.manifest import MANIFEST_PATH
 from ts_frontend.archive.model_store import ModelStore, default_name
@@ -579,6 +579,14 @@ def _settings(options: argparse.Namespace, environ: Mapping[str, str]) -> Settin
     return load_settings([*argv, "--no-config-snapshots"], environ, os.getcwd())
 
 
+async def _until_a_signal(trial: Coroutine[Any, Any, int]) -> int:
+    """Ended by SIGTERM it cleans up all the same; of SIGINT asyncio makes a cancel by itself."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await trial
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     terminal = Terminal(sys.stdout.buffer, sys.stderr)
@@ -588,13 +596,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise CannotTry("--repeat takes a count of repetitions, and needs an --input")
         inputs = read_inputs(options.input, options.content_type)
         read_headers(options.header)
-        # Ended by a signal it cleans up all the same: asyncio makes a cancel of SIGINT.
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-        return asyncio.run(try_model(options, settings, inputs, terminal))
+        return asyncio.run(_until_a_signal(try_model(options, settings, inputs, terminal)))
     except (CannotTry, ConfigurationError) as error:
         terminal.say(f"torchserve --try: {error}")
         return USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 128 + signal.SIGINT
 
 
