@@ -23,6 +23,7 @@ from model_archiver import ModelArchiver, ModelArchiverConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "test" / "models"
+DIGITS = ROOT / "examples" / "image_classifier" / "mnist"
 SOURCE_PATHS = [str(ROOT / "frontend"), str(ROOT / "model-archiver"), str(ROOT)]
 START_TIMEOUT_S = 60
 
@@ -58,6 +59,19 @@ def archive(
     return made
 
 
+def archive_digits(store: Path, **more: object) -> Path:
+    """The classifier of handwritten digits of the examples, as `digits.mar`."""
+    return archive(
+        store,
+        "digits",
+        DIGITS / "mnist_handler.py",
+        model_file=str(DIGITS / "mnist.py"),
+        serialized_file=str(DIGITS / "digits_cnn.pt"),
+        extra_files=str(DIGITS / "index_to_name.json"),
+        **more,
+    )
+
+
 @dataclass
 class RunningServer:
     process: subprocess.Popen[bytes]
@@ -70,6 +84,13 @@ class RunningServer:
     grpc_inference: str = ""
     grpc_management: str = ""
     session: requests.Session = field(default_factory=requests.Session)
+
+    def stop_and_leave_nothing(self) -> None:
+        """Stop it; fails if it ends badly or a process of its is left."""
+        processes = children_of(self.process.pid)
+        assert self.stop() == 0, self.tail()
+        _, alive = psutil.wait_procs(processes, timeout=5)
+        assert not alive, f"left running: {alive}"
 
     def predict(self, model: str, data: object = b"", **options: object) -> requests.Response:
         return self.session.post(

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from serving import MODELS, ROOT, RunningServer, archive, start_server
+from serving import DIGITS, MODELS, ROOT, RunningServer, archive, archive_digits, start_server
 
 HERE = Path(__file__).parent
-DIGITS = ROOT / "examples" / "image_classifier" / "mnist"
 
 
 def fill(store: Path) -> None:
@@ -32,14 +31,7 @@ def fill(store: Path) -> None:
     archive(store, "torch", MODELS / "tensors.py", config_file=str(config))
     archive(store, "echo", MODELS / "echo.py")
     archive(store, "streams", MODELS / "streams.py")
-    archive(
-        store,
-        "digits",
-        DIGITS / "mnist_handler.py",
-        model_file=str(DIGITS / "mnist.py"),
-        serialized_file=str(DIGITS / "digits_cnn.pt"),
-        extra_files=str(DIGITS / "index_to_name.json"),
-    )
+    archive_digits(store)
 
 
 def needs(variable: str) -> pytest.MarkDecorator:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from serving import RunningServer, children_of, start_server
+from serving import RunningServer, start_server
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,4 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running = start_server(tmp_path_factory.mktemp("server"), store)
     yield running
-    workers = children_of(running.process.pid)
-    assert running.stop() == 0, running.tail()
-    _, alive = psutil.wait_procs(workers, timeout=5)
-    assert not alive, f"left running: {alive}"
+    running.stop_and_leave_nothing()

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import requests
-from serving import MODELS, RunningServer, archive, children_of, start_server, wait_until
+from serving import MODELS, RunningServer, archive, start_server, wait_until
 
 from ts.containment import NotContainedError
 
@@ -30,10 +29,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         variables={"MY_PASSWORD": SECRET, "OTHER": "seen"},
     )
     yield running
-    workers = children_of(running.process.pid)
-    assert running.stop() == 0, running.tail()
-    _, alive = psutil.wait_procs(workers, timeout=5)
-    assert not alive, f"left running: {alive}"
+    running.stop_and_leave_nothing()
 
 
 def add(

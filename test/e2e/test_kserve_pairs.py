@@ -17,12 +17,11 @@ from typing import Any
 import grpc
 import pytest
 import requests
-from serving import ROOT, RunningServer, archive, start_server
+from serving import RunningServer, archive_digits, start_server
 
 from ts_frontend.grpc.stubs.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 
 PAIRS = Path(__file__).parent / "kserve_pairs"
-DIGITS = ROOT / "examples" / "image_classifier" / "mnist"
 
 
 def pair(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,14 +39,7 @@ def predictor(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, RunningServer]]:
     store = tmp_path_factory.mktemp("store")
-    archive(
-        store,
-        "digits",
-        DIGITS / "mnist_handler.py",
-        model_file=str(DIGITS / "mnist.py"),
-        serialized_file=str(DIGITS / "digits_cnn.pt"),
-        extra_files=str(DIGITS / "index_to_name.json"),
-    )
+    archive_digits(store)
     keys = {"service_envelope": "kserve"} if request.param == "v1" else {}
     running = start_server(
         tmp_path_factory.mktemp("server"), store, ts_open_inference_protocol="true", **keys

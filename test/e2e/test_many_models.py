@@ -32,10 +32,7 @@ def serving(folder: Path, store: Path, **keys: object) -> Iterator[RunningServer
     try:
         yield running
     finally:
-        workers = children_of(running.process.pid)
-        assert running.stop() == 0, running.tail()
-        _, alive = psutil.wait_procs(workers, timeout=5)
-    assert not alive, f"left running: {alive}"
+        running.stop_and_leave_nothing()
 
 
 def pack(

@@ -12,7 +12,15 @@ import grpc
 import psutil
 import pytest
 import requests
-from serving import MODELS, ROOT, RunningServer, archive, children_of, start_server
+from serving import (
+    DIGITS,
+    MODELS,
+    RunningServer,
+    archive,
+    archive_digits,
+    children_of,
+    start_server,
+)
 
 from ts_frontend.grpc.stubs import open_inference_grpc_pb2_grpc, open_inference_pb2_grpc
 from ts_frontend.grpc.stubs.open_inference_pb2 import (
@@ -163,8 +171,6 @@ def test_what_the_archive_declares(oip_server: RunningServer) -> None:
 
 # Without service_envelope: tensors for those who ask, values for the default handlers.
 
-DIGITS = ROOT / "examples" / "image_classifier" / "mnist"
-
 
 @pytest.fixture(scope="module")
 def tensor_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
@@ -176,14 +182,7 @@ def tensor_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         config.write_text(f"tensorInputs: {form}\n")
         archive(store, form, MODELS / "tensors.py", config_file=str(config))
         assert running.register(f"{form}.mar", initial_workers=1).status_code == 200
-    archive(
-        store,
-        "digits",
-        DIGITS / "mnist_handler.py",
-        model_file=str(DIGITS / "mnist.py"),
-        serialized_file=str(DIGITS / "digits_cnn.pt"),
-        extra_files=str(DIGITS / "index_to_name.json"),
-    )
+    archive_digits(store)
     archive(store, "echo", MODELS / "echo.py")
     for name in ("digits", "echo"):
         answer = running.register(f"{name}.mar", initial_workers=1)

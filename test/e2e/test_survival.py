@@ -20,7 +20,7 @@ import grpc
 import psutil
 import pytest
 import requests
-from serving import MODELS, RunningServer, archive, children_of, start_server, wait_until
+from serving import MODELS, RunningServer, archive, start_server, wait_until
 
 from ts_frontend.grpc.stubs.inference_pb2 import PredictionsRequest
 from ts_frontend.grpc.stubs.inference_pb2_grpc import InferenceAPIsServiceStub
@@ -44,10 +44,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     for name, text in CONFIGS.items():
         register(running, name, text, folder)
     yield running
-    workers = children_of(running.process.pid)
-    assert running.stop() == 0, running.tail()
-    _, alive = psutil.wait_procs(workers, timeout=5)
-    assert not alive, f"left running: {alive}"
+    running.stop_and_leave_nothing()
 
 
 def register(

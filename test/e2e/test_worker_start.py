@@ -31,10 +31,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     for name, start in (("forked", "fork"), ("spawned", "spawn")):
         register(running, name, workerStart=start)
     yield running
-    processes = children_of(running.process.pid)
-    assert running.stop() == 0, running.tail()
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    assert not alive, f"left running: {alive}"
+    running.stop_and_leave_nothing()
 
 
 def register(

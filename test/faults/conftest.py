@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from serving import MODELS, RunningServer, archive, children_of, start_server
+from serving import MODELS, RunningServer, archive, start_server
 
 OWN_MODELS = Path(__file__).parent / "models"
 
@@ -41,8 +40,5 @@ def start(
     yield start
     for server in servers:
         if server.process.poll() is None:
-            workers = children_of(server.process.pid)
-            assert server.stop() == 0, server.tail()
-            _, alive = psutil.wait_procs(workers, timeout=5)
-            assert not alive, f"left running: {alive}"
+            server.stop_and_leave_nothing()
         server.session.close()

@@ -40,10 +40,17 @@ from faults.load import (
     padded,
     stream_of,
 )
-from serving import MODELS, ROOT, RunningServer, archive, children_of, start_server
+from serving import (
+    DIGITS,
+    MODELS,
+    RunningServer,
+    archive,
+    archive_digits,
+    children_of,
+    start_server,
+)
 
 OWN_MODELS = Path(__file__).parent / "models"
-DIGITS = ROOT / "examples" / "image_classifier" / "mnist"
 SAMPLE_S = 2.0
 FAULT_S = 3.0
 WARM_UP_S = 15.0
@@ -114,15 +121,7 @@ def fill_store(store: Path, scratch: Path) -> None:
         config_file=str(asynchronous),
     )
     archive(store, "misbehaves", OWN_MODELS / "misbehaves.py")
-    archive(
-        store,
-        "digits",
-        DIGITS / "mnist_handler.py",
-        model_file=str(DIGITS / "mnist.py"),
-        serialized_file=str(DIGITS / "digits_cnn.pt"),
-        extra_files=str(DIGITS / "index_to_name.json"),
-        config_file=str(DIGITS / "model-config.yaml"),
-    )
+    archive_digits(store, config_file=str(DIGITS / "model-config.yaml"))
 
 
 def steady_asks() -> list[Ask]:

@@ -175,10 +175,8 @@ class Worker:
         backoff_s = self._times.backoff_s
         try:
             while not self._stop_requested.is_set():
-                loaded_s = None
                 try:
                     await self._start()
-                    loaded_s = monotonic()
                     await self._serve()
                 except SessionFailed as error:
                     self._failed(error.failure)
@@ -186,7 +184,7 @@ class Worker:
                     await self._end_session()
                 if self.state is WorkerState.STOPPING:
                     break
-                if loaded_s is not None and (self.requests or monotonic() - loaded_s >= STABLE_S):
+                if self._session.loaded_s and (self.requests or self.age_s >= STABLE_S):
                     attempt = 0
                 attempt = min(attempt + 1, len(backoff_s) - 1)
                 # Where nothing was wrong with it, nothing is to be waited for.
