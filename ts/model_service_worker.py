@@ -131,7 +131,6 @@ class TorchModelServiceWorker:
                 self._serve(cl_socket)
             except FrontendDisconnected:
                 logger.info("Frontend disconnected.")
-                _end_within(EXIT_GRACE_S, 0)
                 sys.exit(0)
 
     def _serve(self, cl_socket: socket.socket) -> None:
@@ -238,6 +237,13 @@ def _has_controls() -> bool:
     return bool(os.environ.get(CONTROLS_VARIABLE)) and LOCAL_WORLD_SIZE <= 1
 
 
+def _exit_status(end: SystemExit) -> int:
+    """As the interpreter takes what was given to `sys.exit`."""
+    if end.code is None or isinstance(end.code, int):
+        return (end.code or 0) & 0xFF
+    return 1
+
+
 def _end_within(grace_s: float, status: int) -> None:
     """End the process even if a thread that a handler has left keeps it from ending."""
 
@@ -286,6 +292,9 @@ def main() -> None:
         logger.error("Backend worker did not receive connection in: %d", SOCKET_ACCEPT_TIMEOUT)
     except Exception:
         logger.exception("Backend worker process died.")
+    except SystemExit as end:
+        _end_within(EXIT_GRACE_S, _exit_status(end))
+        raise
     finally:
         if worker is not None and worker.sock_name is not None:
             unix.clean_up(worker.sock_name)

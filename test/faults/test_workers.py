@@ -116,6 +116,8 @@ async def test_a_stopped_worker_is_replaced(server) -> None:
         ("segfault", "ended by signal 11"),
         ("_exit 5", "exit code 5"),
         ("exit 4", "exit code 4"),
+        ("exit_slowly 6", "exit code 6"),
+        ("exit_with_a_thread_left 7", "exit code 7"),
         ("hang", "no reply within responseTimeout"),
         ("huge 1500000", "could not be read: .*1500000"),
     ],

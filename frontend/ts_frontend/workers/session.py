@@ -38,13 +38,15 @@ class WorkerTimes:
     backoff_s: from a death to the next start, entered at index 1.
     listen_s:  from the spawn to "Torch worker started."; TorchServe waits as long.
     connect_s: from that line to a connection, since some runtimes print it before they listen.
-    exit_s:    from the end of a connection to the exit of its process.
+    exit_s:    from the end of a connection to the exit of its process, whose status tells why.
+               Long, since on a full machine exit hooks take their time; a worker of ours that is
+               held up ends itself sooner.
     """
 
     backoff_s: Sequence[float] = BACKOFF_SECONDS
     listen_s: float = 120
     connect_s: float = 1
-    exit_s: float = 1
+    exit_s: float = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """Answers the first line of the body, after doing what the second line says (nothing if absent)."""
 
+import atexit
 import ctypes
 import os
 import resource
 import sys
+import threading
 import time
 
 
@@ -30,6 +32,18 @@ def _exit_at_once(mark, argument):
 
 
 def _exit(mark, argument):
+    sys.exit(argument)
+
+
+def _exit_slowly(mark, argument):
+    """Exit with hooks that take a moment, as on a full machine those of many libraries do."""
+    atexit.register(time.sleep, 1.5)
+    sys.exit(argument)
+
+
+def _exit_with_a_thread_left(mark, argument):
+    """Exit while a thread runs that the interpreter would wait for."""
+    threading.Thread(target=time.sleep, args=(3600,)).start()
     sys.exit(argument)
 
 
@@ -79,6 +93,8 @@ _DEEDS = {
     "segfault": _segfault,
     "_exit": _exit_at_once,
     "exit": _exit,
+    "exit_slowly": _exit_slowly,
+    "exit_with_a_thread_left": _exit_with_a_thread_left,
     "hang": _hang,
     "hog": _hog,
     "leak": _leak,
