@@ -84,6 +84,17 @@ def test_text_in_colours(server: RunningServer) -> None:
     assert "<title>What speaks for sport</title>" in answer.text
 
 
+@pytest.mark.parametrize(("query", "accept"), [("&format=png", "*/*"), ("", "image/png")])
+def test_text_in_colours_as_a_picture(server: RunningServer, query: str, accept: str) -> None:
+    answer = explain(server, "topics", b"The striker scored in the last minute of the match!",
+                     f"?target=predicted{query}",
+                     **{"Content-Type": "text/plain", "Accept": accept})  # fmt: skip
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
+    image = Image.open(io.BytesIO(answer.content)).convert("RGB")
+    colours = [colour for _, colour in image.getcolors(1 << 24)]
+    assert any(red > blue + 100 for red, _, blue in colours)
+
+
 def test_a_wrong_target_is_the_clients_fault(server: RunningServer) -> None:
     answer = explain(server, "digits", DIGIT, "?target=10")
     assert answer.status_code == 400

@@ -9,7 +9,7 @@ import torch
 
 from ts.handler_utils.text_utils import ngrams_iterator
 from ts.handler_utils.timer import timed
-from ts.torch_handler.attribution_view import render_words
+from ts.torch_handler.attribution_view import draw_words, render_words
 from ts.torch_handler.base_handler import request_payload
 from ts.torch_handler.explanations import (
     TEXT_METHODS,
@@ -33,7 +33,7 @@ class TextClassifier(ExplainingHandler, TextHandler):
 
     ngrams = 2
     _explain_methods = TEXT_METHODS
-    _explain_formats = ("json", "html")
+    _explain_formats = ("json", "html", "png")
 
     @timed
     def preprocess(self, data: list[Any]) -> tuple[Any, ...]:
@@ -141,7 +141,8 @@ class TextClassifier(ExplainingHandler, TextHandler):
         label = str(target)
         if self.mapping is not None:
             label = self.mapping.get(label, label)
-        return render_words(words, importances, f"What speaks for {label}")
+        view = draw_words if choice.format == "png" else render_words
+        return view(words, importances, f"What speaks for {label}")
 
     def _explain_text(self, ids: torch.Tensor, words: list[str], target: Any) -> dict[str, Any]:
         explainer = self.lig  # first, since its error says what to install

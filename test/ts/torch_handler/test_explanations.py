@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import types
+import warnings
 
 import captum.attr
 import pytest
@@ -136,6 +137,14 @@ def compiled_code(model):
     return optimized
 
 
+# What the configuration passes to Captum, besides the defaults of the handlers.
+CAPTUM_ARGUMENTS = {
+    **{name: {} for name in IMAGE_METHODS},
+    "gradient_shap": {"n_samples": 4, "stdevs": 0.3},
+    "occlusion": {"sliding_window_shapes": [3, 3, 2], "strides": [3, 2, 1]},
+}
+
+
 class TestImages:
     @pytest.mark.parametrize(
         "section",
@@ -159,6 +168,35 @@ class TestImages:
             if section is None or section["method"] != "grad_cam":
                 there, elsewhere = halves(answer)[target], halves(answer)[1 - target]
                 assert there > 10 * elsewhere  # windows of occlusion overlap both
+
+    @pytest.mark.parametrize("name", IMAGE_METHODS)
+    @pytest.mark.parametrize("smoothing", [None, {"nt_samples": 3, "stdevs": 0.2}])
+    def test_the_numbers_are_captums(self, make_handler, bright, name, smoothing):
+        arguments, layer = CAPTUM_ARGUMENTS[name], "features" if name == "grad_cam" else None
+        section = {"method": name, "arguments": arguments, "layer": layer, "smoothing": smoothing}
+        handler, context = make_handler({key: value for key, value in section.items() if value})
+        torch.manual_seed(5)  # of the methods that draw samples
+        answer = explain(handler, context, {"data": bright, "target": 1})
+
+        images = handler.preprocess([{"data": bright}]).requires_grad_()
+        made_by = getattr(captum.attr, IMAGE_METHODS[name].captum_class)
+        explainer = made_by(handler.model, *([handler.model.features] if layer else []))
+        if smoothing:
+            explainer = captum.attr.NoiseTunnel(explainer)
+        more = {"n_steps": 15} if name == "integrated_gradients" else {}
+        if name == "gradient_shap":
+            more = {"baselines": torch.zeros_like(images)}
+        if layer:
+            more = {"relu_attributions": True}
+        window = {key: tuple(value) for key, value in arguments.items() if isinstance(value, list)}
+        torch.manual_seed(5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            expected = explainer.attribute(
+                images, target=1, **{**arguments, **window, **more, **(smoothing or {})}
+            )
+        assert expected.abs().max() > 0
+        assert torch.allclose(torch.tensor(answer), expected[0].detach(), rtol=1e-5, atol=1e-7)
 
     def test_an_unknown_layer_is_refused_when_the_model_starts(self, make_handler):
         with pytest.raises(ValueError, match=r"did you mean 'features'\?"):
@@ -356,6 +394,17 @@ def make_text_handler(make_context, tmp_path):
     return make
 
 
+def coloured(image):
+    """The columns with a strong red in them, and those with a strong blue."""
+    reds, blues = set(), set()
+    for y in range(image.height):
+        for x in range(image.width):
+            red, _, blue = image.getpixel((x, y))
+            if abs(red - blue) > 60:
+                (reds if red > blue else blues).add(x)
+    return reds, blues
+
+
 class TestTexts:
     @pytest.mark.parametrize(
         "section", [{}, {"method": "layer_gradient_x_activation"}, {"layer": "embedding"}]
@@ -374,6 +423,22 @@ class TestTexts:
         assert answer["importances"] == pytest.approx(expected, abs=1e-5)
         assert answer["target"] == 0
 
+    @pytest.mark.parametrize("mode", ["mean", "sum"])
+    def test_importances_add_up_to_captums(self, make_text_handler, mode):
+        """Captum's own are one per component of the bag's vector: another cut of the same sum."""
+        handler, context = make_text_handler({}, mode)
+        answer = explain(handler, context, {"data": "bad good film", "target": 1})
+        ids, _ = handler.preprocess([{"data": "bad good film"}])
+        attributions = captum.attr.LayerIntegratedGradients(
+            handler.model, handler.model.embedding
+        ).attribute(
+            ids,
+            baselines=torch.zeros_like(ids),
+            additional_forward_args=(torch.tensor([0]),),
+            target=1,
+        )
+        assert sum(answer["importances"]) == pytest.approx(attributions.sum().item(), rel=1e-5)
+
     def test_without_one_they_are_torchserves(self, make_text_handler):
         handler, context = make_text_handler()
         answer = explain(handler, context, {"data": "Good film!"})
@@ -388,6 +453,25 @@ class TestTexts:
         good, bad = (line for line in answer.split("<span") if "good<" in line or "bad<" in line)
         assert "rgba(214,39,40" in good
         assert "rgba(31,119,180" in bad
+
+    @pytest.mark.parametrize(
+        "headers", [{"url_query": "format=png"}, {"Accept": "image/png, text/html;q=0.5"}]
+    )
+    def test_png_draws_each_word_on_its_colour(self, make_text_handler, headers):
+        handler, context = make_text_handler()
+        answer = explain(handler, context, {"data": "good bad"}, **headers)
+        assert context.get_response_content_type(0) == "image/png"
+        image = Image.open(io.BytesIO(answer))
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        # Below the title the first word, which speaks for the label, and then the other one.
+        line = image.crop((0, image.height // 3, image.width, image.height * 2 // 3))
+        reds, blues = coloured(line)
+        assert max(reds) < min(blues)
+
+    def test_the_configuration_may_say_png(self, make_text_handler):
+        handler, context = make_text_handler({"format": "png"})
+        answer = explain(handler, context, {"data": "good"})
+        assert answer.startswith(b"\x89PNG")
 
     def test_texts_of_a_batch_are_explained_each(self, make_text_handler):
         handler, context = make_text_handler({"target": "predicted"})
