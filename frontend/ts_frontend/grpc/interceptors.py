@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from ts_frontend.core.errors import ServingError
 from ts_frontend.grpc.retry import retry_metadata
@@ -34,6 +35,9 @@ _Behaviour = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any
 # gRPC allows 8 KiB of trailers by default, and writes some characters as twelve.
 MAX_QUOTED = 300
 
+UNREADABLE = Status(
+    grpc.StatusCode.INVALID_ARGUMENT, "The request is no message of the kind that this call takes."
+)
 STOPPING = Status(grpc.StatusCode.UNAVAILABLE, "The server is stopping.")
 FAULT = Status(grpc.StatusCode.INTERNAL, "Internal server error; the server's log has the details.")
 
@@ -94,7 +98,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
     def _guard(
         self, method: str, service: str, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        serializers = (handler.request_deserializer, handler.response_serializer)
+        serializers = (_reader(handler.request_deserializer), handler.response_serializer)
         if handler.unary_unary:
             call = self._call(method, service, handler.unary_unary)
             return grpc.unary_unary_rpc_method_handler(call, *serializers)
@@ -132,6 +136,8 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
             request = reading.result()
             if request is None:
                 return
+            if request is _NO_MESSAGE:
+                raise Unreadable
             yield request
         raise ServerStopping
 
@@ -142,7 +148,12 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
             started_s = time.monotonic()
             code = grpc.StatusCode.OK
             try:
+                if request is _NO_MESSAGE:
+                    raise Unreadable
                 return await behaviour(request, context)
+            except Unreadable:
+                code = UNREADABLE.code
+                await context.abort(*UNREADABLE)
             except ServerStopping:
                 code = STOPPING.code
                 await context.abort(*STOPPING)
@@ -168,6 +179,29 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
                     self._on_finished(remote(context.peer()), method, code.value[0], seconds)
 
         return call
+
+
+_NO_MESSAGE = object()  # stands for a request that could not be read
+
+
+class Unreadable(Exception):
+    """The bytes of a request are no message of its method."""
+
+
+def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """`deserializer`, which gives `_NO_MESSAGE` in place of an error: what is raised there the
+    library tells the client in Python's words as UNKNOWN, and logs with a traceback.
+    """
+    if deserializer is None:
+        return None
+
+    def read(body: bytes) -> Any:
+        try:
+            return deserializer(body)
+        except DecodeError:
+            return _NO_MESSAGE
+
+    return read
 
 
 class ServerStopping(Exception):

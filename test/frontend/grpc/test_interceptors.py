@@ -147,6 +147,47 @@ async def test_our_own_bug_stays_in_the_log(serve, servicer, channel_to, caplog)
     assert "/secret/path" in caplog.text
 
 
+NO_MESSAGES = {
+    "invalid UTF-8": b"\x0a\x02\xff\xfe",
+    "cut short": b"\x0a\x20a",
+    "groups without an end": b"\x0b" * 10_000,
+}
+
+
+@pytest.mark.parametrize("body", NO_MESSAGES.values(), ids=NO_MESSAGES)
+@pytest.mark.parametrize("name", ["Predictions", "StreamPredictions", "StreamPredictions2"])
+async def test_bytes_that_are_no_message_are_the_clients_fault(
+    serve, servicer, channel_to, caplog, name: str, body: bytes
+) -> None:
+    """The library alone says UNKNOWN, names Python's classes, and logs a traceback for each."""
+    ended: list[int] = []
+    server = await serve(
+        servicer.service(), on_finished=lambda _, method, code, seconds: ended.append(code)
+    )
+    channel = channel_to(server)
+    code, text = await status_of(method(channel, f"/{INFERENCE}/{name}")(iter([body])))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text == "The request is no message of the kind that this call takes."
+    assert servicer.seen in ([], ["StreamPredictions2"])
+    assert ended == [code.value[0]]
+    assert caplog.records == []
+    answer = await InferenceAPIsServiceStub(channel).Predictions(REQUEST)
+    assert answer.prediction == b"x"
+
+
+async def test_a_stream_ends_at_bytes_that_are_no_message(serve, servicer, channel_to) -> None:
+    channel = channel_to(await serve(servicer.service()))
+    call = method(channel, f"/{INFERENCE}/StreamPredictions2")(
+        iter([REQUEST.SerializeToString(), b"\x0a\x20a"])
+    )
+    answers = []
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        async for answer in call:
+            answers.append(answer)
+    assert len(answers) == 1
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_each_finished_call_is_told_once(serve, servicer, channel_to) -> None:
     lines: asyncio.Queue = asyncio.Queue()
     server = await serve(servicer.service(), on_finished=lambda *line: lines.put_nowait(line))
