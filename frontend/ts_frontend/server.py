@@ -585,6 +585,7 @@ class Server:
             version=self.version,
             has_local_times=settings.is_torchserve_compatible,
             has_torchserve_grpc_errors=settings.is_torchserve_compatible,
+            has_grpc_metadata=not settings.is_torchserve_compatible,
             is_model_api_enabled=settings.enable_model_api,
             is_open_inference_enabled=settings.ts_open_inference_protocol,
             max_multipart_parts=settings.max_multipart_parts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_a_status_of_the_handler_over_grpc(running: RunningServer, is_torchserve
             assert call.result().prediction == b"short and stout"
         else:
             assert call.details() == f"short and stout\n{INTERNAL_SERVER}"
+
+
+def test_metadata_of_a_call(running: RunningServer, is_torchserve: bool) -> None:
+    archive(running.store, "metadata", MODELS / "context_probe.py")
+    assert running.register("metadata.mar", initial_workers=1).status_code == 200
+    with grpc.insecure_channel(running.grpc_inference) as channel:
+        answer = InferenceAPIsServiceStub(channel).Predictions(
+            PredictionsRequest(model_name="metadata", input={"data": b"x"}),
+            metadata=(("x-tenant", "blue"),),
+            timeout=20,
+        )
+    seen = json.loads(answer.prediction)["headers"]
+    assert seen == ({} if is_torchserve else {"x-tenant": "blue"})
 
 
 # The same under both settings: nobody can rely on what TorchServe does here.

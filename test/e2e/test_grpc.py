@@ -72,10 +72,11 @@ def test_predictions(inference: InferenceAPIsServiceStub) -> None:
     assert too_large_for_a_default_client.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_handler_sees_no_headers_of_the_call(inference: InferenceAPIsServiceStub) -> None:
-    call = inference.Predictions(asking("context_probe"), metadata=(("x-mine", "1"),), timeout=20)
+def test_a_handler_sees_the_metadata_of_the_call(inference: InferenceAPIsServiceStub) -> None:
+    metadata = (("x-mine", "1"), ("x-raw-bin", b"\xff\x00"))
+    call = inference.Predictions(asking("context_probe"), metadata=metadata, timeout=20)
     seen = json.loads(call.prediction)
-    assert "x-mine" not in seen["headers"]
+    assert seen["headers"] == {"x-mine": "1", "x-raw-bin": "/wA="}
 
 
 def test_a_stream(inference: InferenceAPIsServiceStub) -> None:

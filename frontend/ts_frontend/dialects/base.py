@@ -32,6 +32,7 @@ class Planes:
     version: str
     has_local_times: bool = False  # TorchServe's dialect prints them, and marks them as UTC
     has_torchserve_grpc_errors: bool = False  # its inference service's own, mostly INTERNAL
+    has_grpc_metadata: bool = True  # handlers get a call's metadata as headers
     is_model_api_enabled: bool = True
     is_open_inference_enabled: bool = False
     max_multipart_parts: int = 1000

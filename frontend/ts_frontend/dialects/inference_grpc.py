@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import grpc
 
 from ts_frontend.core.clock import monotonic
 from ts_frontend.core.errors import ErrorKind
+from ts_frontend.core.inference import Header
+from ts_frontend.dialects.base import Planes
 from ts_frontend.http.request import new_request_id as new_request_text
 
 CODE_OF_KIND: dict[ErrorKind, grpc.StatusCode] = {
@@ -61,6 +64,32 @@ def deadline_s(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
     """When the client gives up, seconds on the monotonic clock; None: never."""
     left_s = context.time_remaining()
     return None if left_s is None else monotonic() + left_s
+
+
+# What a library writes of itself, and the frontend's own words to a handler.
+_NOT_THE_CALLERS = frozenset(["user-agent", "explain", "describe"])
+
+
+def request_headers(context: grpc.aio.ServicerContext[Any, Any], planes: Planes) -> list[Header]:
+    """The metadata of a call, as the headers that its handler sees.
+
+    Values of `-bin` keys are in base64, as on the wire: headers are text. Left out are gRPC's own
+    keys and, where this server asks for one, the caller's key to it.
+    """
+    if not planes.has_grpc_metadata:
+        return []
+    headers: list[Header] = []
+    for key, value in context.invocation_metadata() or ():
+        if key in _NOT_THE_CALLERS or key.startswith("grpc-"):
+            continue
+        if key == "authorization" and planes.tokens is not None:
+            continue
+        if isinstance(value, str):
+            raw = value.encode()
+        else:
+            raw = base64.b64encode(value) if key.endswith("-bin") else value
+        headers.append((key.encode(), raw))
+    return headers
 
 
 def new_request_id() -> bytes:

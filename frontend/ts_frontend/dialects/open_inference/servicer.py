@@ -13,7 +13,12 @@ from ts_frontend.core.errors import InvalidArgument, ModelError
 from ts_frontend.core.inference import InferenceRequest
 from ts_frontend.core.model import Model
 from ts_frontend.dialects.base import GrpcServices, Planes
-from ts_frontend.dialects.inference_grpc import MAX_ERROR_BYTES, deadline_s, new_request_id
+from ts_frontend.dialects.inference_grpc import (
+    MAX_ERROR_BYTES,
+    deadline_s,
+    new_request_id,
+    request_headers,
+)
 from ts_frontend.dialects.open_inference import convert, schema
 from ts_frontend.dialects.open_inference.grpc_convert import read_message, write_message
 from ts_frontend.dialects.open_inference.grpc_errors import status_of
@@ -117,7 +122,9 @@ class OpenInferenceServicer:
         stream = self._planes.data.predict(
             request.model_name,
             request.model_version or None,
-            InferenceRequest(new_request_id(), [], call.parts()),
+            InferenceRequest(
+                new_request_id(), request_headers(context, self._planes), call.parts()
+            ),
             deadline_s=until_s,
         )
         chunks = await stream.wait_complete()

@@ -1,7 +1,7 @@
 """TorchServe's two gRPC services over the planes (contract, gRPC sections 2 and 3).
 
-Metadata of a call never reaches the handler, and headers that a handler sets never reach the
-client: so it is in TorchServe. The method names are the protocol's.
+Headers that a handler sets never reach the client: so it is in TorchServe. The method names are the
+protocol's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from ts_frontend.core.errors import InvalidArgument, ModelError, ServingError
 from ts_frontend.core.inference import Header, InferenceRequest, Part, ResponseChunk
 from ts_frontend.core.response_stream import ResponseStream
 from ts_frontend.dialects.base import GrpcServices, Planes
-from ts_frontend.dialects.inference_grpc import MAX_ERROR_BYTES, deadline_s, new_request_id
+from ts_frontend.dialects.inference_grpc import (
+    MAX_ERROR_BYTES,
+    deadline_s,
+    new_request_id,
+    request_headers,
+)
 from ts_frontend.dialects.json_body import pretty_json
 from ts_frontend.dialects.torchserve import convert
 from ts_frontend.dialects.torchserve.grpc_errors import (
@@ -98,13 +103,15 @@ class InferenceServicer:
     async def Predictions(
         self, request: PredictionsRequest, context: Context
     ) -> PredictionResponse:
-        chunks = await self._predict(request, context).wait_complete()
+        headers = request_headers(context, self._planes)
+        chunks = await self._predict(request, context, headers).wait_complete()
         body = _joined(chunks)
         self._check_status(chunks[0].status, body)
         return PredictionResponse(prediction=body)
 
     async def StreamPredictions(self, request: PredictionsRequest, context: Context) -> None:
-        await self._write_each(self._predict(request, context), context)
+        headers = request_headers(context, self._planes)
+        await self._write_each(self._predict(request, context, headers), context)
 
     async def StreamPredictions2(
         self, requests: AsyncIterator[PredictionsRequest], context: Context
@@ -113,9 +120,13 @@ class InferenceServicer:
         a client that sends faster than the model works is held back by gRPC's flow control.
         """
         begun: set[str] = set()
+        own = self._planes.sequence_headers
+        shared = [
+            header for header in request_headers(context, self._planes) if header[0] not in own
+        ]
         async for request in requests:
             try:
-                headers = self._sequence_headers(request.sequence_id, begun)
+                headers = [*shared, *self._sequence_headers(request.sequence_id, begun)]
                 await self._write_each(self._predict(request, context, headers), context)
             except ServingError as error:
                 status = _in_band(self.failure_of(error))
@@ -139,7 +150,7 @@ class InferenceServicer:
         return headers
 
     def _predict(
-        self, request: PredictionsRequest, context: Context, headers: Sequence[Header] = ()
+        self, request: PredictionsRequest, context: Context, headers: Sequence[Header]
     ) -> ResponseStream:
         if not request.model_name:
             raise InvalidArgument("Parameter model_name is required.")

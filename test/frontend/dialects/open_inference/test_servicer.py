@@ -101,6 +101,12 @@ async def test_infer(oip, fakes) -> None:
     ]
 
 
+async def test_metadata_becomes_headers(oip, fakes) -> None:
+    model = fakes.add("m", does=answers(ANSWERED))
+    await oip.ModelInfer(asking(), metadata=(("x-tenant", "blue"),))
+    assert model.headers == [{"x-tenant": "blue"}]
+
+
 async def test_raw_asks_for_raw(oip, fakes) -> None:
     fakes.add("m", does=answers(ANSWERED))
     request = ModelInferRequest(model_name="m")

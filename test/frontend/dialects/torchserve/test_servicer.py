@@ -60,14 +60,73 @@ async def test_ping_succeeds_whatever_it_says(grpc_api, fakes, healthy: int, wor
     assert answer.health == f'{{\n  "status": "{word}"\n}}'
 
 
-async def test_each_input_is_a_part_and_metadata_stays_outside(grpc_api, fakes) -> None:
+async def test_each_input_is_a_part(grpc_api, fakes) -> None:
     model = fakes.add("echo", does=answers(b"done"))
     request = PredictionsRequest(model_name="echo", input={"data": b"\x00\xff", "target": b"1"})
-    answer = await grpc_api.inference.Predictions(request, metadata=(("x-mine", "1"),))
+    answer = await grpc_api.inference.Predictions(request)
     assert answer == PredictionResponse(prediction=b"done")
     assert model.requests == [{"data": b"\x00\xff", "target": b"1"}]
     assert model.headers == [{}]
     assert len(model.jobs[0].request.id) == 36
+
+
+METADATA = (
+    ("x-tenant", "blue"),
+    ("x-trace-bin", b"\x00\xff"),
+    ("authorization", "Bearer mine"),
+    # Not the caller's to give: gRPC's own, and the commands of the frontend to a handler.
+    ("grpc-tags-bin", b"t"),
+    ("explain", "True"),
+    ("describe", "True"),
+)
+
+
+@pytest.mark.parametrize("name", ["Predictions", "StreamPredictions", "StreamPredictions2"])
+async def test_metadata_becomes_headers(grpc_api, fakes, name: str) -> None:
+    model = fakes.add("echo")
+    request = asking(sequence_id="s")
+    what = iter([request]) if name == "StreamPredictions2" else request
+    call = getattr(grpc_api.inference, name)(what, metadata=METADATA)
+    await (drain(call) if hasattr(call, "__aiter__") else call)
+    (headers,) = model.headers
+    own = {
+        key: headers.pop(key)
+        for key in ("ts_request_sequence_id", "ts_request_sequence_start")
+        if key in headers
+    }
+    assert headers == {
+        "x-tenant": "blue",
+        "x-trace-bin": "AP8=",
+        "authorization": "Bearer mine",
+    }
+    assert bool(own) == (name == "StreamPredictions2")
+
+
+@pytest.mark.parametrize("fakes", [{"has_grpc_metadata": False}], indirect=True)
+async def test_metadata_stays_outside_in_torchserve(grpc_api, fakes) -> None:
+    model = fakes.add("echo")
+    await grpc_api.inference.Predictions(asking(), metadata=METADATA)
+    assert model.headers == [{}]
+
+
+@pytest.mark.parametrize("fakes", [{"tokens": object()}], indirect=True)
+async def test_the_key_to_the_server_is_not_for_the_handler(grpc_api, fakes) -> None:
+    model = fakes.add("echo")
+    await grpc_api.inference.Predictions(asking(), metadata=METADATA)
+    assert set(model.headers[0]) == {"x-tenant", "x-trace-bin"}
+
+
+async def test_a_streams_sequences_are_those_of_its_messages(grpc_api, fakes) -> None:
+    model = fakes.add("echo")
+    metadata = (("ts_request_sequence_id", "false"), ("ts_request_sequence_end", "true"))
+    await drain(
+        grpc_api.inference.StreamPredictions2(iter([asking(sequence_id="s")]), metadata=metadata)
+    )
+    (job,) = model.jobs
+    assert job.request.headers == [
+        (b"ts_request_sequence_id", b"s"),
+        (b"ts_request_sequence_start", b"true"),
+    ]
 
 
 async def test_the_version_may_be_named(grpc_api, fakes) -> None:
