@@ -72,9 +72,8 @@ def check_json(name: str, datatype: str, shape: Sequence[int], text: Buffer) -> 
         expected = count if list(shape) == [-1] else element_count(name, shape)
     else:
         expected = element_count(name, shape)
-        allowed = b"truefals01" if datatype == "BOOL" else b"0123456789eE+.-"
+        allowed, kind = _spelling(datatype)
         if text.translate(None, b" \t\r\n[]," + allowed):
-            kind = "booleans" if datatype == "BOOL" else "numbers"
             raise InvalidArgument(f'"{name}": the data of {datatype} must be {kind}')
         if _EMPTY_LIST.search(text):
             count = sum(1 for _ in wire.flatten(decode(name, text)))
@@ -84,6 +83,21 @@ def check_json(name: str, datatype: str, shape: Sequence[int], text: Buffer) -> 
         raise InvalidArgument(
             f'"{name}": the shape {list(shape)} stands for {expected} elements, data has {count}'
         )
+
+
+def _spelling(datatype: str) -> tuple[bytes, str]:
+    """The bytes that the JSON text of an element may have, and the word for such elements.
+
+    An integer has no fraction and no exponent: a reader that cuts them off would make another
+    number of it.
+    """
+    if datatype == "BOOL":
+        return b"truefals01", "booleans"
+    if DATATYPES[datatype].is_float:
+        return b"0123456789eE+.-", "numbers"
+    if datatype.startswith("U"):
+        return b"0123456789", "integers from 0 up"
+    return b"0123456789-", "integers"
 
 
 def decode(name: str, text: Buffer) -> Any:
