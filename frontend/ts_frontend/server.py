@@ -618,7 +618,7 @@ class Server:
                 max_connections=settings.max_connections,
             ),
             transport_error=transport_error,
-            too_large=b"" if settings.is_torchserve_compatible else self._too_large(),
+            too_large="" if settings.is_torchserve_compatible else self._too_large(),
             bodies=self._shared_bodies,
             access_log=self._access_log,
             on_response=self.metrics.on_response,
@@ -627,11 +627,9 @@ class Server:
             socket_mode=int(settings.unix_socket_mode, 8),
         )
 
-    def _too_large(self) -> bytes:
+    def _too_large(self) -> str:
         limit = self.settings.max_request_size
-        return transport_error(
-            413, f"The request's body is larger than {limit} bytes (max_request_size)."
-        )
+        return f"The request's body is larger than {limit} bytes (max_request_size)."
 
     @functools.cached_property
     def _tls(self) -> TlsFiles:

@@ -294,6 +294,118 @@ def test_an_own_handler_gets_torchserves_json(tensor_server: RunningServer) -> N
     }
 
 
+FLOATS = {"name": "a", "shape": [2], "datatype": "FP32", "data": [1, 2]}
+DEEP = b"[" * 200_000 + b"]" * 200_000
+BAD_BODIES = {
+    "wrong dtype": {"inputs": [{**FLOATS, "datatype": "FP8"}]},
+    "text for numbers": {"inputs": [{**FLOATS, "data": ["1", "2"]}]},
+    "a fraction for an integer": {"inputs": [{**FLOATS, "datatype": "INT32", "data": [1, 2.5]}]},
+    "an integer that does not fit": {"inputs": [{**FLOATS, "datatype": "INT8", "data": [300, 1]}]},
+    "shape product overflow": {"inputs": [{**FLOATS, "shape": [2**62, 2**62]}]},
+    "a length over int64": {"inputs": [{**FLOATS, "shape": [2**64]}]},
+    "negative length": {"inputs": [{**FLOATS, "shape": [-2]}]},
+    "data too short": {"inputs": [{**FLOATS, "data": [1]}]},
+    "data too long": {"inputs": [{**FLOATS, "data": [1, 2, 3]}]},
+    "data and bytes": {"inputs": [{**FLOATS, "parameters": {"binary_data_size": 8}}]},
+    "bytes without the header": {
+        "inputs": [{**FLOATS, "data": None, "parameters": {"binary_data_size": 8}}]
+    },
+    "unknown output": {"inputs": [FLOATS], "outputs": [{"name": "nobody"}]},
+    "no inputs": {},
+    "no object": [1],
+    "nothing": b"",
+    "invalid UTF-8": b'{"inputs": [{"name": "\xff", "shape": [], "datatype": "FP32", "data": 1}]}',
+    "half a surrogate": b'{"inputs": [], "id": "\\ud800"}',
+    "deep data": b'{"inputs": [{"name": "a", "shape": [1], "datatype": "FP32", "data": %b}]}'
+    % DEEP,
+    "a deep member that nobody knows": b'{"inputs": [], "more": %b}' % DEEP,
+    "deep parameters": b'{"inputs": [], "parameters": %b1%b}' % (b'{"a":' * 99_999, b"}" * 99_999),
+}
+
+
+@pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
+@pytest.mark.parametrize("model", ["torch", "numpy"])
+def test_a_bad_body_is_refused_in_the_protocols_form(
+    tensor_server: RunningServer, model: str, body: object
+) -> None:
+    answer = requests.post(
+        f"{tensor_server.inference}/v2/models/{model}/infer",
+        data=body if isinstance(body, bytes) else json.dumps(body),
+        timeout=20,
+    )
+    assert (answer.status_code, list(answer.json())) == (400, ["error"]), answer.text
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("nobody/infer", 404), ("torch/versions/9/infer", 404), ("torch/infer", 413)],
+)
+def test_what_is_not_there_or_too_large_is_told_in_the_protocols_form(
+    tensor_server: RunningServer, path: str, status: int
+) -> None:
+    body = bytes(7_000_000) if status == 413 else json.dumps({"inputs": [FLOATS]})
+    url = f"{tensor_server.inference}/v2/models/{path}"
+    answer = requests.post(url, data=body, timeout=20)
+    assert (answer.status_code, list(answer.json())) == (status, ["error"]), answer.text
+
+
+def bad_message(**changed: object) -> ModelInferRequest:
+    """A request of two floats, but for what is `changed`."""
+    values = {"name": "a", "datatype": "FP32", "shape": [2], "raw": [struct.pack("<2f", 1, 2)]}
+    values |= changed
+    request = ModelInferRequest(model_name="torch", model_version=str(values.pop("version", "")))
+    for name in values.pop("outputs", ()):
+        request.outputs.add(name=name)
+    request.raw_input_contents.extend(values.pop("raw"))
+    floats = values.pop("floats", ())
+    request.inputs.add(**values).contents.fp32_contents.extend(floats)
+    return request
+
+
+BAD_MESSAGES = {
+    "wrong dtype": ("INVALID_ARGUMENT", bad_message(datatype="FP8")),
+    "shape product overflow": ("INVALID_ARGUMENT", bad_message(shape=[2**62, 2**62])),
+    "negative length": ("INVALID_ARGUMENT", bad_message(shape=[-2])),
+    "data too short": ("INVALID_ARGUMENT", bad_message(raw=[b"1234"])),
+    "data too long": ("INVALID_ARGUMENT", bad_message(raw=[bytes(12)])),
+    "contents too short": ("INVALID_ARGUMENT", bad_message(raw=[], floats=[1])),
+    "contents of another type": (
+        "INVALID_ARGUMENT",
+        bad_message(raw=[], floats=[1], shape=[1], datatype="INT64"),
+    ),
+    "both contents and raw": ("INVALID_ARGUMENT", bad_message(floats=[1, 2])),
+    "raw contents for more inputs": ("INVALID_ARGUMENT", bad_message(raw=[bytes(8)] * 2)),
+    "BYTES that end too early": (
+        "INVALID_ARGUMENT",
+        bad_message(datatype="BYTES", raw=[b"\xff" * 8]),
+    ),
+    "unknown output": ("INVALID_ARGUMENT", bad_message(outputs=["nobody"])),
+    "unknown version": ("NOT_FOUND", bad_message(version="9")),
+    "unknown model": ("NOT_FOUND", ModelInferRequest(model_name="nobody")),
+    "over the limit": (
+        "RESOURCE_EXHAUSTED",
+        bad_message(shape=[2_000_000], raw=[bytes(8_000_000)]),
+    ),
+    "invalid UTF-8": ("INVALID_ARGUMENT", b"\x0a\x02\xff\xfe"),
+    "cut short": ("INVALID_ARGUMENT", b"\x0a\x20a"),
+}
+
+
+@pytest.mark.parametrize(("code", "message"), BAD_MESSAGES.values(), ids=BAD_MESSAGES)
+def test_a_bad_message_is_refused(
+    tensor_server: RunningServer, code: str, message: ModelInferRequest | bytes
+) -> None:
+    body = message if isinstance(message, bytes) else message.SerializeToString()
+    with grpc.insecure_channel(tensor_server.grpc_inference) as channel:
+        for package in ("inference", "org.pytorch.serve.grpc.openinference"):
+            call = channel.unary_unary(f"/{package}.GRPCInferenceService/ModelInfer")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(body, timeout=20)
+            assert refused.value.code().name == code, refused.value.details()
+            assert "class" not in refused.value.details()
+
+
 def test_a_claim_of_a_huge_tensor_costs_no_memory(tensor_server: RunningServer) -> None:
     """2**40 elements: refused by the server, in every form, before anything is made of it."""
     process = psutil.Process(tensor_server.process.pid)

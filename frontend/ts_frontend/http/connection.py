@@ -545,7 +545,7 @@ class HttpConnection(asyncio.Protocol):
         elif expectation and self._version == "1.1":
             self._meet_expectation(expectation, length)
         elif length > self._max_body_bytes:
-            self._swallow(*self.listener.too_large)
+            self._swallow(*self._too_large())
 
     def _check_head_length(self) -> None:
         limits = self.listener.limits
@@ -561,11 +561,14 @@ class HttpConnection(asyncio.Protocol):
             self._swallow(_BARE_417, _BARE_417_CLOSE)
         elif length > self._max_body_bytes:
             self._skips_body = True
-            self._swallow(*self.listener.too_large)
+            self._swallow(*self._too_large())
         elif self.current is None and not self._parsed:
             self.transport.write(_CONTINUE)
         else:
             self._wants_continue = True
+
+    def _too_large(self) -> tuple[bytes, bytes]:
+        return self.listener.too_large(self._method, self._target)
 
     def _swallow(self, answer: bytes, closing_answer: bytes) -> None:
         """Answer at the head of a request; its body is read and dropped."""
@@ -605,7 +608,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_last = True
         self._lingers = True
         if not self._is_swallowing:
-            self._parsed.append(BareAnswer(self.listener.too_large[1], True))
+            self._parsed.append(BareAnswer(self._too_large()[1], True))
         self._phase = _DEAF
         raise _Refused
 

@@ -85,7 +85,7 @@ class Listener:
     socket_mode: permissions of a Unix socket.
     headers: further header lines of every answer, such as the configured CORS ones; an answer that
         sets one of them itself keeps its own.
-    too_large: the JSON body of a 413, known before any request; empty: none, as with TorchServe.
+    too_large: what the body of a 413 says; empty: it has none, as with TorchServe.
     on_response: called with the status and the seconds of every answer except 413 and 417.
     transport_error: gives the body for a fault below the routes from (status, message).
     bodies: where large request bodies are put, in place of memory of this process alone.
@@ -100,7 +100,7 @@ class Listener:
         ssl: tls.SSLContext | None = None,
         socket_mode: int = 0o600,
         headers: Headers = (),
-        too_large: bytes = b"",
+        too_large: str = "",
         access_log: AccessLog | None = None,
         on_response: Callable[[int, float], None] | None = None,
         transport_error: Callable[[int, str], bytes] = plain_transport_error,
@@ -114,7 +114,7 @@ class Listener:
         self.limits = limits if limits is not None else HttpLimits()
         self.header_blocks = HeaderBlocks.build(headers)
         self.transport_error = transport_error
-        self.too_large = (_too_large(too_large, b""), _too_large(too_large, b"connection: close"))
+        self._too_large_text = too_large
         self.bodies = bodies
         self.is_observed = access_log is not None or on_response is not None
         self.small_read_bytes = min(
@@ -297,6 +297,16 @@ class Listener:
                     request.remote, request.method, request.target, request.version, status, seconds
                 )
             )
+
+    def too_large(self, method: bytes, target: bytes) -> tuple[bytes, bytes]:
+        """The answer to a body over the limit, for a connection that goes on and for one that ends:
+        of the form that its route has.
+        """
+        body = b""
+        if self._too_large_text:
+            form = self.router.transport_error(method.decode("latin-1"), target)
+            body = (form or self.transport_error)(413, self._too_large_text)
+        return _too_large(body, b""), _too_large(body, b"connection: close")
 
     def observe_status(self, status: int, request: HttpRequest) -> None:
         """Count a second outcome of an answer that is already logged."""

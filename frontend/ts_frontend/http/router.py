@@ -25,6 +25,8 @@ ANY_METHOD = "*"
 CACHED_TARGETS = 1024
 CACHED_TARGET_BYTES = 256
 
+TransportError = Callable[[int, str], bytes]
+
 _SEGMENT = re.compile(r"([^{}]*)\{([A-Za-z_][A-Za-z0-9_]*)(\*?)\}([^{}]*)")
 
 
@@ -51,17 +53,33 @@ class Route:
     pattern: "/models/{model_name}"; a capture takes one whole segment, or what stands between
         literal text ("{model_name}:predict"). A last segment "{rest*}" takes all that is left, also
         nothing.
+    transport_error: gives the body of an error that the handler never hears of, from (status,
+        message); None: the listener's own form.
     """
 
-    __slots__ = ("_has_tail", "_segments", "doc", "handler", "method", "pattern")
+    __slots__ = (
+        "_has_tail",
+        "_segments",
+        "doc",
+        "handler",
+        "method",
+        "pattern",
+        "transport_error",
+    )
 
     def __init__(
-        self, method: str, pattern: str, handler: Handler, doc: Operation | None = None
+        self,
+        method: str,
+        pattern: str,
+        handler: Handler,
+        doc: Operation | None = None,
+        transport_error: TransportError | None = None,
     ) -> None:
         self.method = method
         self.pattern = pattern
         self.handler = handler
         self.doc = doc
+        self.transport_error = transport_error
         self._has_tail = False
         self._segments: list[_Segment] = []
         if not pattern.startswith("/"):
@@ -156,6 +174,17 @@ class Router:
                 request.located = match.target
                 return match.handler
         return self._look_up(request)
+
+    def transport_error(self, method: str, target: bytes) -> TransportError | None:
+        """The form of errors that the route of a raw target has, if there is one and it has one."""
+        try:
+            segments = split_target(target).segments
+        except ServingError:
+            return None
+        for route in self.routes:
+            if route.serves(method) and route.match(segments) is not None:
+                return route.transport_error
+        return None
 
     def find(self, method: str, segments: tuple[str, ...]) -> tuple[Handler, tuple[str, ...]]:
         """Handler and captured texts for a decoded path; raises as `route` does."""

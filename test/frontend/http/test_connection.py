@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from ts_frontend.core.errors import RequestCancelled
+from ts_frontend.http.listener import plain_transport_error
 from ts_frontend.http.router import Route
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -643,6 +644,32 @@ class TestTooLarge:
         await client.send(TOO_LONG + b"Connection: close\r\n\r\n" + bytes(500))
         self.assert_bare(await client.answer(), close=True)
         assert await client.is_closed()
+
+    @pytest.mark.parametrize("is_chunked", [False, True])
+    async def test_a_routes_own_form_of_the_error(self, serve, connect, is_chunked):
+        def form(status, message):
+            return f"{status}! {message}".encode()
+
+        listener = await serve(
+            Route("POST", "/own/{name}", path, transport_error=form),
+            limits=SMALL_BODIES,
+            too_large="Too much.",
+        )
+        for target, body in (
+            (b"/own/m?q=1", b"413! Too much."),
+            (b"/own", plain_transport_error(413, "Too much.")),
+            (b"/%ff", plain_transport_error(413, "Too much.")),
+        ):
+            client = await connect(listener)
+            head = TOO_LONG.replace(b"/big", target)
+            if is_chunked:
+                head = b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" % target
+                await client.send(head + b"\r\n78\r\n" + bytes(120) + b"\r\n")
+                answer = await client.answer()
+            else:
+                answer = await client.ask(head + b"\r\n")
+            assert (answer.status, answer.body) == (413, body)
+            assert answer[b"content-type"] == b"application/json"
 
     async def test_exactly_the_limit_is_allowed(self, serve, connect):
         client = await connect(await serve(echo, limits=SMALL_BODIES))

@@ -59,6 +59,11 @@ def translate(error: BaseException) -> tuple[int, bytes]:
     return status, msgspec.json.encode(ErrorBody(text))
 
 
+def transport_error(status: int, message: str) -> bytes:
+    """The body of an error that no handler of the dialect hears of."""
+    return msgspec.json.encode(ErrorBody(message))
+
+
 def answer_error(request: HttpRequest, error: BaseException) -> None:
     status, body = translate(error)
     respond_failure(request, error, status, body)

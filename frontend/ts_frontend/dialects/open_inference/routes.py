@@ -12,7 +12,7 @@ from ts_frontend.core.model import Model
 from ts_frontend.dialects.base import HttpRoutes, Planes, guarded
 from ts_frontend.dialects.json_body import JSON, respond_json
 from ts_frontend.dialects.open_inference import compression, convert, schema
-from ts_frontend.dialects.open_inference.errors import answer_error
+from ts_frontend.dialects.open_inference.errors import answer_error, transport_error
 from ts_frontend.dialects.open_inference.metadata import TensorCatalog
 from ts_frontend.dialects.open_inference.offload import offloaded
 from ts_frontend.http.request import Handler, HttpRequest
@@ -28,7 +28,7 @@ def routes(planes: Planes) -> HttpRoutes:
 
     def route(method: str, pattern: str, handler: Handler) -> Route:
         checked = guarded(handler, planes.tokens, KeyKind.INFERENCE)
-        return Route(method, pattern, _answering_errors(checked))
+        return Route(method, pattern, _answering_errors(checked), transport_error=transport_error)
 
     model = "/v2/models/{model_name}"
     version = f"{model}/versions/{{model_version}}"
