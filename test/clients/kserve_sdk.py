@@ -144,6 +144,7 @@ async def transform(protocol: str, address: str, image: bytes) -> list[dict]:
 
 async def ask_v1(base: str, image: bytes) -> None:
     client = InferenceRESTClient(RESTConfig(protocol="v1"))
+    assert await client.is_server_live(base)
     assert await client.is_model_ready(base, "digits")
     instances = {"instances": [{"data": base64.b64encode(image).decode()}]}
     answer = await client.infer(base, instances, model_name="digits")
@@ -151,7 +152,7 @@ async def ask_v1(base: str, image: bytes) -> None:
     assert max(probabilities, key=probabilities.get) == "3"
     answer = await client.explain(base, "digits", instances)
     assert len(answer["explanations"][0][0]) == 28
-    print("ok     v1 model ready, predict, explain")
+    print("ok     v1 live, model ready, predict, explain")
 
 
 async def ask_v2(base: str, address: str) -> None:

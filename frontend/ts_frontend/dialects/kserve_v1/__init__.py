@@ -1,5 +1,6 @@
 """KServe's v1 protocol as TorchServe serves it: `:predict`, `:explain`, and the model's status;
-besides, the list of models that the protocol has and TorchServe has not.
+besides, what the protocol has and TorchServe has not: the list of models, and that the server
+lives.
 
 The body goes to the handler as it came (`service_envelope=kserve` takes `instances` apart in the
 worker), so the dialect is a few routes over the data plane.
@@ -18,6 +19,10 @@ from ts_frontend.http.router import Route
 from ts_frontend.tokens import KeyKind
 
 
+class ServerStatus(msgspec.Struct):
+    status: str
+
+
 class ModelStatus(msgspec.Struct):
     name: str
     ready: bool
@@ -34,6 +39,7 @@ class KServeV1Dialect:
         api = KServeV1Api(planes)
         return HttpRoutes(
             inference=[
+                Route("GET", "/", guarded(api.live, planes.tokens, KeyKind.INFERENCE)),
                 Route("GET", "/v1/models", guarded(api.names, planes.tokens, KeyKind.INFERENCE)),
                 Route(
                     "*",
@@ -77,6 +83,9 @@ class KServeV1Api:
             self.status(request)
             return
         raise RouteNotFound
+
+    def live(self, request: HttpRequest) -> None:
+        respond_json(request, ServerStatus("alive"))
 
     def names(self, request: HttpRequest) -> None:
         models = self._planes.control.registry.defaults()

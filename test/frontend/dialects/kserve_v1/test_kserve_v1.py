@@ -49,6 +49,13 @@ async def ask(fakes: FakePlanes, request: pytest.FixtureRequest) -> AsyncIterato
 only_inference = pytest.mark.parametrize("ask", ["inference"], indirect=True)
 
 
+@only_inference
+async def test_the_server_lives(ask, fakes) -> None:
+    answer = await ask("GET", "/")
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+    assert (await ask("POST", "/")).status_code == 405
+
+
 async def test_the_names_of_all_models(ask, fakes) -> None:
     assert (await ask("GET", "/v1/models")).json() == {"models": []}
     for name, version in (("b", "1.0"), ("a", "1.0"), ("a", "2.0")):
@@ -108,7 +115,10 @@ async def test_every_path_asks_for_the_key(tokens) -> None:
         )
         await listener.start()
         key = {"authorization": f"Bearer {keys[kind.value]}"}
-        for path in ("/v1/models", "/v1/models/m"):
+        paths = ["/v1/models", "/v1/models/m"]
+        if kind is KeyKind.INFERENCE:
+            paths.append("/")
+        for path in paths:
             url = f"{listener.address}{path}"
             refused = await asyncio.to_thread(requests.get, url, timeout=20)
             assert refused.json()["type"] == "InvalidKeyException"
