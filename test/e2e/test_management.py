@@ -202,6 +202,8 @@ def test_the_descriptions_are_valid_openapi(server: RunningServer, listener: str
     assert document["info"]["title"] == "TorchServe APIs"
     page = server.session.get(f"{getattr(server, listener)}/api-description", timeout=20)
     assert page.json() == document
+    assert ("/v1/models" in document["paths"]) == (listener != "metrics")
+    assert ("/v1/models/{model_name}:predict" in document["paths"]) == (listener == "inference")
 
 
 def test_ping_and_kserve_status(server: RunningServer) -> None:

@@ -68,7 +68,8 @@ def guard_from_pages(
         return check_first
 
     return [
-        Route(route.method, route.pattern, guarded(route.handler), route.doc) for route in routes
+        Route(route.method, route.pattern, guarded(route.handler), route.doc, route.transport_error)
+        for route in routes
     ]
 
 

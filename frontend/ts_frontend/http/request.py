@@ -16,7 +16,7 @@ import random
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -25,6 +25,7 @@ from ts_frontend.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from ts_frontend.http.connection import HttpConnection
+    from ts_frontend.http.router import Route
 
 Handler = Callable[["HttpRequest"], Awaitable[None] | None]
 """A plain def answers now, or later from a callback; a coroutine is run in a task."""
@@ -272,6 +273,11 @@ class HttpRequest:
     def scheme(self) -> str:
         """How the client reached the server: "http" or "https"."""
         return "https" if self._connection is not None and self._connection.is_tls else "http"
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """The table of the listener that it came to."""
+        return [] if self._connection is None else self._connection.listener.router.routes
 
     @property
     def path(self) -> str:

@@ -14,7 +14,9 @@ from ts_frontend.core.errors import RouteNotFound
 from ts_frontend.dialects.base import GrpcServices, HttpRoutes, Planes, guarded
 from ts_frontend.dialects.inference_http import send, to_inference_request
 from ts_frontend.dialects.json_body import respond_json
-from ts_frontend.http.request import HttpRequest
+from ts_frontend.dialects.kserve_v1 import openapi as doc
+from ts_frontend.http.openapi import Operation
+from ts_frontend.http.request import Handler, HttpRequest
 from ts_frontend.http.router import Route
 from ts_frontend.tokens import KeyKind
 
@@ -37,23 +39,23 @@ class KServeV1Dialect:
 
     def http_routes(self, planes: Planes) -> HttpRoutes:
         api = KServeV1Api(planes)
+        model = "/v1/models/{model_name}"
+
+        def route(
+            kind: KeyKind, method: str, pattern: str, handler: Handler, operation: Operation
+        ) -> Route:
+            return Route(method, pattern, guarded(handler, planes.tokens, kind), operation)
+
+        inference, management = KeyKind.INFERENCE, KeyKind.MANAGEMENT
         return HttpRoutes(
             inference=[
-                Route("GET", "/", guarded(api.live, planes.tokens, KeyKind.INFERENCE)),
-                Route("GET", "/v1/models", guarded(api.names, planes.tokens, KeyKind.INFERENCE)),
-                Route(
-                    "*",
-                    "/v1/models/{model_name}",
-                    guarded(api.predict_or_explain, planes.tokens, KeyKind.INFERENCE),
-                ),
+                route(inference, "GET", "/", api.live, doc.LIVE),
+                route(inference, "GET", "/v1/models", api.names, doc.NAMES),
+                route(inference, "*", model, api.predict_or_explain, doc.MODEL),
             ],
             management=[
-                Route("GET", "/v1/models", guarded(api.names, planes.tokens, KeyKind.MANAGEMENT)),
-                Route(
-                    "GET",
-                    "/v1/models/{model_name}",
-                    guarded(api.status, planes.tokens, KeyKind.MANAGEMENT),
-                ),
+                route(management, "GET", "/v1/models", api.names, doc.NAMES),
+                route(management, "GET", model, api.status, doc.STATUS),
             ],
         )
 

@@ -12,9 +12,11 @@ from ts_frontend.core.model import Model
 from ts_frontend.dialects.base import HttpRoutes, Planes, guarded
 from ts_frontend.dialects.json_body import JSON, respond_json
 from ts_frontend.dialects.open_inference import compression, convert, schema
+from ts_frontend.dialects.open_inference import openapi as doc
 from ts_frontend.dialects.open_inference.errors import answer_error, transport_error
 from ts_frontend.dialects.open_inference.metadata import TensorCatalog
 from ts_frontend.dialects.open_inference.offload import offloaded
+from ts_frontend.http.openapi import Operation
 from ts_frontend.http.request import Handler, HttpRequest
 from ts_frontend.http.router import Route
 from ts_frontend.tokens import KeyKind
@@ -26,24 +28,24 @@ HEADER_LENGTH = JSON_LENGTH_HEADER.encode()
 def routes(planes: Planes) -> HttpRoutes:
     api = OpenInferenceApi(planes)
 
-    def route(method: str, pattern: str, handler: Handler) -> Route:
+    def route(method: str, pattern: str, handler: Handler, operation: Operation) -> Route:
         checked = guarded(handler, planes.tokens, KeyKind.INFERENCE)
-        return Route(method, pattern, _answering_errors(checked), transport_error=transport_error)
+        return Route(method, pattern, _answering_errors(checked), operation, transport_error)
 
     model = "/v2/models/{model_name}"
     version = f"{model}/versions/{{model_version}}"
     return HttpRoutes(
         inference=[
-            route("GET", "/v2", api.server_metadata),
-            route("GET", "/v2/health/live", api.live),
-            route("GET", "/v2/health/ready", api.ready),
+            route("GET", "/v2", api.server_metadata, doc.SERVER_METADATA),
+            route("GET", "/v2/health/live", api.live, doc.SERVER_LIVE),
+            route("GET", "/v2/health/ready", api.ready, doc.SERVER_READY),
             *(
-                route(method, base + end, handler)
-                for base in (model, version)
-                for method, end, handler in (
-                    ("POST", "/infer", api.infer),
-                    ("GET", "/ready", api.model_ready),
-                    ("GET", "", api.model_metadata),
+                route(method, base + end, handler, form(operation))
+                for base, form in ((model, doc.of_default), (version, doc.of_version))
+                for method, end, handler, operation in (
+                    ("POST", "/infer", api.infer, doc.MODEL_INFER),
+                    ("GET", "/ready", api.model_ready, doc.MODEL_READY),
+                    ("GET", "", api.model_metadata, doc.MODEL_METADATA),
                 )
             ),
         ]

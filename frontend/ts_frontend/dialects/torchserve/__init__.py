@@ -39,13 +39,19 @@ class TorchServeDialect:
 
 
 def _described(version: str, routes: list[Route]) -> list[Route]:
-    """`routes`, with those in front that describe them; the description needs no key."""
+    """`routes`, with those in front that describe all of their listener; that needs no key.
+
+    The paths of other dialects come behind TorchServe's own, in whose order clients find them.
+    """
 
     def describe(request: HttpRequest) -> None:
-        respond_json(
-            request,
-            build_document(shown, title=doc.TITLE, version=version, description=doc.DESCRIPTION),
+        document = build_document(
+            request.routes, title=doc.TITLE, version=version, description=doc.DESCRIPTION
         )
+        paths = document["paths"]
+        own = build_document(shown, title=doc.TITLE, version=version)["paths"]
+        document["paths"] = {path: paths[path] for path in (own | paths)}
+        respond_json(request, document)
 
     first = Route("OPTIONS", "/", describe, doc.API_DESCRIPTION)
     page = Route("*", "/api-description", describe, doc.API_DESCRIPTION_PAGE)

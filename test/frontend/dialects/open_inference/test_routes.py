@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_planes import answers, fails, holds, is_describe, streams
 from fakes import wait_until
+from openapi_spec_validator import validate
 
 from ts.protocol.tensors import ENVELOPE, JSON_LENGTH_HEADER, PART_TYPE
 from ts_frontend.core import errors
@@ -544,6 +545,32 @@ async def test_a_client_that_leaves_cancels_its_job(rest, fakes) -> None:
     await writer.wait_closed()
     await wait_until(lambda: job.state is JobState.CANCELLED)
     del reader
+
+
+async def test_the_listeners_description_has_every_path(rest, fakes) -> None:
+    document = (await rest.get("/api-description")).json()
+    validate(document)
+    model = "/v2/models/{model_name}"
+    version = f"{model}/versions/{{model_version}}"
+    described = {
+        (method, path)
+        for path, operations in document["paths"].items()
+        for method in operations
+        if path.startswith("/v2")
+    }
+    assert described == {
+        ("get", "/v2"),
+        ("get", "/v2/health/live"),
+        ("get", "/v2/health/ready"),
+        *(("get", base + end) for base in (model, version) for end in ("", "/ready")),
+        *(("post", f"{base}/infer") for base in (model, version)),
+    }
+    infer = document["paths"][f"{model}/infer"]["post"]
+    assert infer["operationId"] == "modelInfer"
+    schema = infer["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["required"] == ["inputs"]
+    # Clients that compare TorchServe's document as text find its paths where they were.
+    assert list(document["paths"])[:2] == ["/", "/ping"]
 
 
 async def test_options_still_describe_the_model(rest, fakes) -> None:
