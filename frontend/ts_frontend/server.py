@@ -455,7 +455,8 @@ class Server:
             states: dict[str, int] = {}
             for worker in pool.workers:
                 states[worker.state.value] = states.get(worker.state.value, 0) + 1
-            self.metrics.set_workers(name, version, states)
+            busy = sum(worker.is_busy for worker in pool.workers)
+            self.metrics.set_workers(name, version, states, busy)
 
     # Listeners.
 

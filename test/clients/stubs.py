@@ -1,19 +1,23 @@
 """Stubs that this script generates from proto/, against a server of ours.
 
-`python stubs.py PROTO GRPC_INFERENCE GRPC_MANAGEMENT [CERTIFICATE] [INFERENCE_KEY MANAGEMENT_KEY]`
-(an empty text: none), run by test_clients.py with a Python that has `grpcio-tools` and
-`googleapis-common-protos` (PyPI). The store of the server has echo.mar and streams.mar, none is
-registered; `torch` is. Calls every rpc of the three services; exits with an error at the first that
-is not answered as it should be.
+`python stubs.py PROTO GRPC_INFERENCE GRPC_MANAGEMENT METRICS [CERTIFICATE] [INFERENCE_KEY
+MANAGEMENT_KEY]` (an empty text: none), run by test_clients.py with a Python that has `grpcio-tools`
+and `googleapis-common-protos` (PyPI). The store of the server has echo.mar, streams.mar and
+streams_for_ever.mar, none is registered; `torch` is. Calls every rpc of the three services, health
+and reflection, and leaves a stream; exits with an error at the first that is not answered as it
+should be.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import select
 import struct
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 import google.rpc
@@ -21,6 +25,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from grpc_tools import protoc
 
+MODELS = ("echo", "streams", "streams_for_ever")
 NAMES = ("inference", "management", "open_inference", "open_inference_grpc")
 
 
@@ -47,7 +52,7 @@ def channel_to(address: str, certificate: str) -> grpc.Channel:
 
 
 def main() -> None:
-    proto, inference, management, *more = sys.argv[1:]
+    proto, inference, management, metrics, *more = sys.argv[1:]
     certificate, inference_key, management_key = (*more, "", "", "")[:3]
     modules = generate(proto)
     with channel_to(inference, certificate) as data, channel_to(management, certificate) as control:
@@ -55,6 +60,9 @@ def main() -> None:
         call_inference(modules, data, metadata(inference_key))
         for name in ("open_inference", "open_inference_grpc"):
             call_open_inference(*modules[name], data, metadata(inference_key))
+        leave_a_stream(modules, data, metadata(inference_key), metrics)
+        for key, channel in ((inference_key, data), (management_key, control)):
+            call_health_and_reflection(channel, metadata(key))
         unregister(modules, control, metadata(management_key))
         for key, channel in ((inference_key, data), (management_key, control)):
             if key:
@@ -70,13 +78,13 @@ def call_management(modules: dict, channel: grpc.Channel, keys: list) -> None:
     messages, services = modules["management"]
     stub = services.ManagementAPIsServiceStub(channel)
     more = {"metadata": keys, "timeout": 60}
-    for name in ("echo", "streams"):
+    for name in MODELS:
         request = messages.RegisterModelRequest(
             url=f"{name}.mar", initial_workers=1, synchronous=True
         )
         assert "registered" in stub.RegisterModel(request, **more).msg
     listed = json.loads(stub.ListModels(messages.ListModelsRequest(limit=10), **more).msg)
-    assert {"echo", "streams"} <= {model["modelName"] for model in listed["models"]}
+    assert set(MODELS) <= {model["modelName"] for model in listed["models"]}
     request = messages.ScaleWorkerRequest(model_name="echo", min_worker=1, synchronous=True)
     assert "scaled to 1" in stub.ScaleWorker(request, **more).msg
     request = messages.DescribeModelRequest(model_name="echo")
@@ -89,7 +97,7 @@ def call_management(modules: dict, channel: grpc.Channel, keys: list) -> None:
 def unregister(modules: dict, channel: grpc.Channel, keys: list) -> None:
     messages, services = modules["management"]
     stub = services.ManagementAPIsServiceStub(channel)
-    for name in ("echo", "streams"):
+    for name in MODELS:
         request = messages.UnregisterModelRequest(model_name=name)
         assert "unregistered" in stub.UnregisterModel(request, metadata=keys, timeout=60).msg
 
@@ -133,6 +141,49 @@ def call_open_inference(messages: object, services: object, channel: grpc.Channe
     request.raw_input_contents.append(struct.pack("<2f", 1.5, 2))
     answer = stub.ModelInfer(request, **more)
     assert list(answer.raw_output_contents) == [struct.pack("<2f", 3, 4)]
+
+
+def leave_a_stream(modules: dict, channel: grpc.Channel, keys: list, metrics: str) -> None:
+    """The handler would go on for 100 seconds; its only worker is free again, and the same."""
+    messages, services = modules["inference"]
+    stub = services.InferenceAPIsServiceStub(channel)
+    request = messages.PredictionsRequest(model_name="streams_for_ever", input={"data": b"x"})
+    for _ in range(3):
+        call = stub.StreamPredictions(request, metadata=keys, timeout=60)
+        assert next(call).prediction == b"chunk 0 "
+        wait_busy(metrics, 1)
+        call.cancel()
+        assert call.code() is grpc.StatusCode.CANCELLED
+        wait_busy(metrics, 0)
+    plain = messages.PredictionsRequest(model_name="streams_for_ever", input={"data": b"plain"})
+    assert stub.Predictions(plain, metadata=keys, timeout=20).prediction == b"plain"
+    assert 'ts_worker_restarts_total{model_name="streams_for_ever"' not in scraped(metrics)
+
+
+def wait_busy(metrics: str, count: int) -> None:
+    """Until so many workers have requests on board, 20 seconds at most."""
+    line = 'ts_busy_workers{model_name="streams_for_ever",model_version="1.0",} '
+    deadline = time.monotonic() + 20
+    while float(scraped(metrics).partition(line)[2].partition("\n")[0]) != count:
+        assert time.monotonic() < deadline, scraped(metrics)
+        select.poll().poll(50)
+
+
+def scraped(metrics: str) -> str:
+    with urllib.request.urlopen(f"{metrics}/metrics", timeout=20) as answer:
+        return answer.read().decode()
+
+
+def call_health_and_reflection(channel: grpc.Channel, keys: list) -> None:
+    """In bytes, since their stubs are packages of their own."""
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"", timeout=60) == b"\x08\x01"  # SERVING; needs no key
+    reflect = channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    )
+    list_services = b"\x3a\x01*"
+    (answer,) = reflect(iter([list_services]), metadata=keys, timeout=60)
+    assert b"org.pytorch.serve.grpc." in answer
 
 
 def must_be_refused(modules: dict, channel: grpc.Channel, is_management: bool) -> None:

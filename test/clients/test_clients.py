@@ -31,6 +31,7 @@ def fill(store: Path) -> None:
     archive(store, "torch", MODELS / "tensors.py", config_file=str(config))
     archive(store, "echo", MODELS / "echo.py")
     archive(store, "streams", MODELS / "streams.py")
+    archive(store, "streams_for_ever", MODELS / "streams_for_ever.py")
     archive_digits(store)
 
 
@@ -138,6 +139,7 @@ def test_generated_stubs(tmp_path: Path, has_tokens: bool, has_tls: bool) -> Non
             str(ROOT / "proto"),
             running.grpc_inference,
             running.grpc_management,
+            running.metrics,
             certificate,
             *tokens,
         )
@@ -145,57 +147,23 @@ def test_generated_stubs(tmp_path: Path, has_tokens: bool, has_tls: bool) -> Non
         assert running.stop() == 0, running.tail()
 
 
-# Generated requests, with the paths of the description and those of the Open Inference Protocol.
+# Generated requests.
 
-NAMES = {"type": "string", "enum": ["echo", "torch", "nobody", "echo "]}
-TENSOR = {
-    "type": "object",
-    "required": ["name", "shape", "datatype"],
-    "properties": {
-        "name": {"type": "string"},
-        "shape": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
-        "datatype": {"enum": ["FP32", "INT8", "BOOL", "BYTES", "BF16", "FP8"]},
-        "data": {"type": "array", "maxItems": 8},
-        "parameters": {"type": "object"},
-    },
-}
-INFER = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": {"type": "string"},
-        "inputs": {"type": "array", "items": TENSOR, "maxItems": 3},
-        "outputs": {"type": "array", "maxItems": 2},
-        "parameters": {"type": "object"},
-    },
+PARAMETERS = {
+    # Such as are registered, or nearly.
+    "model_name": {"type": "string", "enum": ["echo", "torch", "nobody", "echo "]},
+    "model_version": {"type": "string", "enum": ["1.0", "9"]},
 }
 
 
 def described(url: str) -> dict[str, object]:
-    """The API description, whose model names are such as are registered, or nearly."""
+    """The API description as it is served, but for the names of models and versions."""
     description = requests.options(url, timeout=20).json()
-    answers = {"200": {"description": "fine"}}
-    version = {"in": "path", "name": "model_version", "required": True}
-    version["schema"] = {"type": "string", "enum": ["1.0", "9"]}
-    name = {"in": "path", "name": "model_name", "required": True, "schema": NAMES}
-    if "/predictions/{model_name}" in description["paths"]:
-        body = {"required": True, "content": {"application/json": {"schema": INFER}}}
-        for path in ("", "/health/live", "/health/ready"):
-            description["paths"][f"/v2{path}"] = {"get": {"responses": answers}}
-        for base, own in (
-            ("/v2/models/{model_name}", [name]),
-            ("/v2/models/{model_name}/versions/{model_version}", [name, version]),
-        ):
-            for path in ("", "/ready"):
-                get = {"parameters": own, "responses": answers}
-                description["paths"][base + path] = {"get": get}
-            post = {"parameters": own, "responses": answers, "requestBody": body}
-            description["paths"][f"{base}/infer"] = {"post": post}
     for operations in description["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] in ("model_name", "model_version"):
-                    wanted = NAMES if parameter["name"] == "model_name" else version["schema"]
+                wanted = PARAMETERS.get(parameter["name"])
+                if wanted is not None:
                     parameter["schema"] = wanted
     return description
 

@@ -90,12 +90,20 @@ def test_a_stream_that_its_client_leaves_frees_the_worker(
     inference: InferenceAPIsServiceStub, server: RunningServer, way: str
 ) -> None:
     """The handler would go on for 100 seconds."""
+    busy = 'ts_busy_workers{model_name="streams_for_ever",model_version="1.0",} '
+
+    def busy_workers() -> float:
+        text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
+        return float(text.partition(busy)[2].partition("\n")[0])
+
     (pid,) = server.worker_pids("streams_for_ever")
     with grpc.insecure_channel(server.grpc_inference) as channel:
         call = InferenceAPIsServiceStub(channel).StreamPredictions(
             asking("streams_for_ever"), timeout=0.5 if way == "deadline" else 60
         )
         assert next(call).prediction == b"chunk 0 "
+        if way != "deadline":  # which may be over by now
+            assert busy_workers() == 1
         if way == "cancel":
             call.cancel()
         if way != "leave":
@@ -103,6 +111,7 @@ def test_a_stream_that_its_client_leaves_frees_the_worker(
                 list(call)
             wanted = "CANCELLED" if way == "cancel" else "DEADLINE_EXCEEDED"
             assert ended.value.code().name == wanted
+    wait_until(lambda: busy_workers() == 0, what="a free worker")
     answer = inference.Predictions(asking("streams_for_ever", b"plain"), timeout=20)
     assert answer.prediction == b"plain"
     assert server.worker_pids("streams_for_ever") == [pid]

@@ -133,6 +133,13 @@ WORKERS = MetricDefinition(
     dimensions=("model_name", "model_version", "state"),
     help="Workers of a model version by state.",
 )
+BUSY_WORKERS = MetricDefinition(
+    name="ts_busy_workers",
+    kind=MetricKind.GAUGE,
+    unit="Count",
+    dimensions=("model_name", "model_version"),
+    help="Workers of a model version that have requests on board.",
+)
 WORKER_RESTARTS = MetricDefinition(
     name="ts_worker_restarts_total",
     kind=MetricKind.COUNTER,
@@ -204,6 +211,7 @@ OWN_METRICS = (
     CONNECTIONS,
     QUEUE_DEPTH,
     WORKERS,
+    BUSY_WORKERS,
     WORKER_RESTARTS,
     RERUNS,
     QUARANTINED,

@@ -215,8 +215,12 @@ class ServerMetrics:
         self.registry.gauge(own.TASKS.name).child().value = tasks
         self.registry.gauge(own.CONNECTIONS.name).child().value = connections
 
-    def set_workers(self, name: str, version: str, counts: Mapping[str, int]) -> None:
-        """counts: by state; a state that was seen before and is not named now has none."""
+    def set_workers(self, name: str, version: str, counts: Mapping[str, int], busy: int) -> None:
+        """counts: by state; a state that was seen before and is not named now has none.
+
+        busy: how many have requests on board.
+        """
+        self.registry.gauge(own.BUSY_WORKERS.name).child(name, version).value = busy
         gauge = self.registry.gauge(own.WORKERS.name)
         for series in gauge.series():
             if series.labels[:2] == (name, version):
@@ -227,7 +231,7 @@ class ServerMetrics:
     def forget_model(self, name: str, version: str) -> None:
         """An unregistered version has no gauges any more; its counters stay, as counters do."""
         suffix = f"-{name}_{version}"
-        for gauge in (own.QUEUE_DEPTH.name, own.WORKERS.name):
+        for gauge in (own.QUEUE_DEPTH.name, own.WORKERS.name, own.BUSY_WORKERS.name):
             self.registry.gauge(gauge).forget(lambda labels: labels[:2] == (name, version))
         self.registry.gauge("WorkerLoadTime").forget(lambda labels: labels[0].endswith(suffix))
 

@@ -343,17 +343,20 @@ class TestOwnMetrics:
 
     def test_a_state_without_workers_is_zero(self, make):
         fixture = make()
-        fixture.metrics.set_workers("m", "1.0", {"READY": 2, "BUSY": 1})
-        fixture.metrics.set_workers("m", "1.0", {"READY": 3})
+        fixture.metrics.set_workers("m", "1.0", {"READY": 2, "LOADING": 1}, busy=2)
+        fixture.metrics.set_workers("m", "1.0", {"READY": 3}, busy=0)
         assert fixture.scrape("ts_workers") == {
             "ts_workers model_name=m,model_version=1.0,state=READY": 3,
-            "ts_workers model_name=m,model_version=1.0,state=BUSY": 0,
+            "ts_workers model_name=m,model_version=1.0,state=LOADING": 0,
+        }
+        assert fixture.scrape("ts_busy_workers") == {
+            "ts_busy_workers model_name=m,model_version=1.0": 0
         }
 
     def test_a_model_that_is_gone_has_no_gauges(self, make):
         fixture = make()
         for version in ("1.0", "2.0"):
-            fixture.metrics.set_workers("m", version, {"READY": 1})
+            fixture.metrics.set_workers("m", version, {"READY": 1}, busy=1)
             fixture.metrics.set_queue_depth("m", version, 1)
             fixture.metrics.loaded(f"W-9000-m_{version}", 5)
             fixture.metrics.inference_requests("m", version).value += 1
@@ -399,7 +402,7 @@ class TestUsersDefinitions:
         with caplog.at_level(logging.ERROR):
             fixture = make(catalog=MetricCatalog({"ts_workers": definition}))
         assert "ts_workers is defined already" in caplog.text
-        fixture.metrics.set_workers("m", "1", {"READY": 1})
+        fixture.metrics.set_workers("m", "1", {"READY": 1}, busy=0)
         assert len(fixture.scrape("ts_workers")) == 1
 
 
