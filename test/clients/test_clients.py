@@ -39,9 +39,9 @@ def needs(variable: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(variable not in os.environ, reason=f"{variable} names no Python")
 
 
-def run(*command: str) -> str:
+def run(*command: str, timeout_s: float = 200) -> str:
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=False, env={"PATH": ""}
+        command, capture_output=True, text=True, timeout=timeout_s, check=False, env={"PATH": ""}
     )
     assert result.returncode == 0, f"{result.stdout[-6000:]}\n{result.stderr[-3000:]}"
     return result.stdout
@@ -169,7 +169,7 @@ def described(url: str) -> dict[str, object]:
 
 
 @needs("TS_SCHEMATHESIS")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(660)
 @pytest.mark.parametrize("api", ["inference", "management"])
 def test_generated_requests(server: RunningServer, tmp_path: Path, api: str) -> None:
     """No answer is a fault of the server, and none takes long (TS_SCHEMATHESIS: the command)."""
@@ -181,5 +181,5 @@ def test_generated_requests(server: RunningServer, tmp_path: Path, api: str) -> 
     command += ["--checks", "not_a_server_error", "--request-timeout", "20"]
     command += ["--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
     command += ["--max-examples", os.environ.get("TS_SCHEMATHESIS_EXAMPLES", "200")]
-    print(run(*command))
+    print(run(*command, timeout_s=600))
     assert server.process.poll() is None

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from ts_frontend.http.openapi import (
+    BINARY,
     STRING,
     Operation,
     Parameter,
@@ -25,6 +26,7 @@ _ERROR: Schema = {
     "properties": {"code": {"type": "integer"}, "type": STRING, "message": STRING},
     "required": ["code", "type", "message"],
 }
+_BAD_PATH = Response("The path is not text", {_JSON: _ERROR})
 _NOT_FOUND = Response("Model not found", {_JSON: _ERROR})
 
 
@@ -49,6 +51,7 @@ STATUS = Operation(
     (MODEL_NAME,),
     responses={
         200: Response("OK", _object(name=STRING, ready={"type": "boolean"})),
+        400: _BAD_PATH,
         404: _NOT_FOUND,
     },
     method="get",
@@ -73,8 +76,9 @@ def _verb(name: str, result: str) -> Operation:
         {
             200: Response(
                 f"What the handler answers; with `service_envelope=kserve` an object of {result}.",
-                {_JSON: {}},
+                {"*/*": BINARY},
             ),
+            400: Response("The body is not what the handler takes", {_JSON: _ERROR}),
             404: _NOT_FOUND,
             500: Response("Internal Server Error", {_JSON: _ERROR}),
             503: Response("No worker is available to serve request", {_JSON: _ERROR}),

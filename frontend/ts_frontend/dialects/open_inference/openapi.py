@@ -96,6 +96,7 @@ def _failed(description: str) -> Response:
 
 
 _NOT_FOUND = _failed("Model not found or Model Version not found")
+_BAD_PATH = Response("The path is not text")
 _BOOLEAN: Schema = {"type": "boolean"}
 
 SERVER_METADATA = Operation(
@@ -127,6 +128,7 @@ MODEL_READY = Operation(
     (MODEL_NAME,),
     responses={
         200: Response("Ready", _object(name=STRING, ready=_BOOLEAN)),
+        400: _BAD_PATH,
         404: _NOT_FOUND,
         503: Response("Not ready", _object(name=STRING, ready=_BOOLEAN)),
     },
@@ -147,6 +149,7 @@ MODEL_METADATA = Operation(
                 outputs=_TENSORS,
             ),
         ),
+        400: _BAD_PATH,
         404: _NOT_FOUND,
     },
 )
