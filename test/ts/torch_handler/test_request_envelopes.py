@@ -153,6 +153,21 @@ class TestKServe:
         assert seen == [1, 2, 3]
         assert answer == [{"predictions": [1, 2]}, {"predictions": [3]}]
 
+    def test_a_handler_is_not_asked_about_no_rows(self):
+        def handle(rows, context):
+            raise AssertionError("a default handler fails without a row")
+
+        empty = {"body": {"instances": []}}
+        for envelope, answer in (
+            (KServeEnvelope, {"predictions": []}),
+            (JSONEnvelope, '{"predictions": []}'),
+        ):
+            assert envelope(handle).handle([empty, empty], Context(2)) == [answer, answer]
+
+    def test_base64_may_have_lines(self):
+        rows = [{"body": {"instances": [{"b64": "aG\nk=\r\n"}]}}]
+        assert run(KServeEnvelope, rows)[0] == [b"hi"]
+
     def test_no_results_are_left_alone(self):
         row = {"body": {"instances": [1]}}
         assert run(KServeEnvelope, [row], lambda rows: [])[1] == []
@@ -167,6 +182,11 @@ def v2(*inputs, **fields):
     return {"body": {"inputs": list(inputs), **fields}}
 
 
+DEEP = [1]
+for _ in range(5_000):
+    DEEP = [DEEP]
+
+
 class TestKServeV2:
     @pytest.mark.parametrize(
         ("data", "shape", "datatype", "result"),
@@ -176,6 +196,7 @@ class TestKServeV2:
             ([1, 2, 3, 4, 5, 6], [1, 3, 2], "INT64", [[[1, 2], [3, 4], [5, 6]]]),
             ([True, False], [2], "BOOL", [True, False]),
             ([7], [], "INT32", 7),
+            (DEEP, [1], "FP32", [1]),
             ([], [0], "FP32", []),
             (["abc"], [1], "BYTES", "abc"),
             ("abc", [1], "BYTES", "abc"),
@@ -257,10 +278,19 @@ class TestKServeV2:
         (KServeEnvelope, {"body": {"inputs": 5}}, '"inputs"'),
         (KServeEnvelope, {"body": {"instances": [{"b64": 5}]}}, "base64"),
         (JSONEnvelope, {"body": {"instances": [{"b64": "x"}]}}, "base64"),
+        (KServeEnvelope, {"body": {"instances": [{"b64": "%%"}]}}, "base64"),
+        (KServeEnvelope, {"body": {"instances": [{"b64": "aGk="[::-1]}]}}, "base64"),
+        (KServeEnvelope, {"body": b"[" * 100_000}, "nested too deeply"),
         (KServev2Envelope, {"body": {}}, '"inputs"'),
         (KServev2Envelope, v2({"name": "a"}), '"shape"'),
         (KServev2Envelope, v2(5), '"name"'),
         (KServev2Envelope, v2(tensor([1, 2], [3])), r"2 elements, its shape \[3\] needs 3"),
+        (KServev2Envelope, v2(tensor([1], [2**20, 2**20])), "needs 1099511627776"),
+        (KServev2Envelope, v2(tensor([1, 2], [-1, -2])), "shape"),
+        (KServev2Envelope, v2(tensor([1], [-1])), "no shape"),
+        (KServev2Envelope, v2(tensor([1], "1")), "shape"),
+        (KServev2Envelope, v2(tensor([1], [1.0])), "shape"),
+        (KServev2Envelope, v2(tensor([1], [True])), "shape"),
     ],
 )
 def test_a_broken_request_is_the_clients_fault(envelope, request_, message):
@@ -304,6 +334,10 @@ class TestAnAsynchronousHandler:
     )
     def test_answers_many_batches_at_once(self, envelope, batches, answers):
         assert self.run_crosswise(envelope(self.handle), batches) == answers
+
+    def test_is_not_asked_about_no_rows(self):
+        answer = KServeEnvelope(self.handle).handle([instances()], Context(1))
+        assert asyncio.run(asyncio.wait_for(answer, 20)) == [{"predictions": []}]
 
     def test_keeps_names_and_ids_apart(self):
         batches = [

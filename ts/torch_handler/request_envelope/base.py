@@ -36,10 +36,17 @@ class BaseEnvelope(ABC):
             return self._handle_fn(data, context)
         if data:
             data = self.parse_input(data)
+            if isinstance(data, list) and not data:
+                return self._without_rows()
         results = self._handle_fn(data, context)
         if inspect.isawaitable(results):
             return copy.copy(self)._formatted_later(results)  # other batches come before its end
         return self._formatted(results)
+
+    def _without_rows(self) -> Any:
+        """The answers where the batch has no row that a handler could be asked about."""
+        answers = self.format_output([])
+        return _later(answers) if inspect.iscoroutinefunction(self._handle_fn) else answers
 
     async def _formatted_later(self, results: Awaitable[Any]) -> Any:
         return self._formatted(await results)
@@ -86,6 +93,10 @@ class BaseEnvelope(ABC):
         return slices
 
 
+async def _later(answers: Any) -> Any:
+    return answers
+
+
 def request_body(row: Any) -> Any:
     """The request's `data` or `body`, parsed if it is JSON; the row itself if it has neither."""
     body = row
@@ -96,6 +107,8 @@ def request_body(row: Any) -> Any:
             return json.loads(body if isinstance(body, str) else bytes(body))
         except ValueError as error:
             raise PredictionException(f"the request body is not JSON: {error}", 400) from error
+        except RecursionError as error:
+            raise PredictionException("the request body is nested too deeply", 400) from error
     return body
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 
+from ts.protocol.tensors import flatten
 from ts.torch_handler.request_envelope.base import BaseEnvelope, request_body, rows_of
 from ts.utils.util import PredictionException
 
@@ -86,13 +88,15 @@ def _unpack(tensor: Any) -> dict[str, Any]:
     if tensor["datatype"] == "BYTES":
         first = data[0] if isinstance(data, list) and data else data
         return {**tensor, "data": first}
-    return {**tensor, "data": _nest(_flatten(data), tensor["shape"], tensor["name"])}
+    return {**tensor, "data": _nest(list(flatten(data)), tensor["shape"], tensor["name"])}
 
 
-def _nest(flat: list[Any], shape: list[int], name: str) -> Any:
-    count = 1
-    for length in shape:
-        count *= length
+def _nest(flat: list[Any], shape: Any, name: str) -> Any:
+    if not isinstance(shape, list) or not all(
+        type(length) is int and length >= 0 for length in shape
+    ):
+        raise PredictionException(f'input "{name}": {str(shape)[:100]} is no shape', 400)
+    count = math.prod(shape)
     if count != len(flat):
         raise PredictionException(
             f'input "{name}" has {len(flat)} elements, its shape {shape} needs {count}', 400
