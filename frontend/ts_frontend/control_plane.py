@@ -420,6 +420,8 @@ class ControlPlane:
                 f"Invalid RuntimeType value: {runtime}"
                 + ("; the C++ runtime is not available here." if runtime == "LSP" else "")
             )
+        if not at_startup and stored is None:
+            _own_range(archive.config)
         # A model without any handler is registered all the same: its workers say what is missing.
         handler = wanted.handler or manifest.handler or self._defaults.service_handler
         config = self._model_config(wanted, archive.config, stated)
@@ -489,11 +491,14 @@ class ControlPlane:
         self, model: Model, low: int, high: int, *, use_models_property: bool = False
     ) -> tuple[int, int]:
         """How many workers a new model starts with; a valid pair in its own file decides."""
-        file = self._archives[model].config
-        if file is not None and file.min_workers and file.max_workers:
-            if file.max_workers < file.min_workers:
-                raise InvalidArgument("max_worker cannot be less than min_worker.")
-            return file.min_workers, file.max_workers
+        try:
+            if (own := _own_range(self._archives[model].config)) is not None:
+                return own
+        except InvalidArgument:
+            # Who registers has been told; a start goes on with what the others say (TorchServe).
+            logger.warning(
+                "Model %s: its minWorkers is above its maxWorkers; neither is used.", model.id
+            )
         if use_models_property:
             stated = (self._defaults.models or {}).get(model.id.name, {}).get(model.id.version, {})
             if stated.get("minWorkers"):
@@ -729,6 +734,18 @@ def _not_available(config: ModelConfig) -> list[str]:
     if config.parallel_level > 1:
         warnings.append("parallelLevel above 1 is not available; only rank 0 is spoken to.")
     return warnings
+
+
+def _own_range(file: ModelFileConfig | None) -> tuple[int, int] | None:
+    """The numbers of workers that a model's own file asks for; None if it has no such pair.
+
+    Raises InvalidArgument.
+    """
+    if file is None or not file.min_workers or not file.max_workers:
+        return None
+    if file.max_workers < file.min_workers:
+        raise InvalidArgument("max_worker cannot be less than min_worker.")
+    return file.min_workers, file.max_workers
 
 
 def _with_stored(config: ModelConfig, stored: ModelSnapshot) -> ModelConfig:

@@ -20,6 +20,7 @@ from ts_frontend.archive.model_store import ModelStore
 from ts_frontend.control_plane import ControlPlane, Defaults, Registration, _with_file
 from ts_frontend.core.errors import (
     DeadlineExceeded,
+    InvalidArgument,
     ModelVersionNotFound,
     ServingError,
     WorkerStartFailed,
@@ -109,15 +110,21 @@ class HeldPool(WorkerPool):
 
 
 class EmptyStore(ModelStore):
-    """Every location is an archive of its name, version and nothing else: `m/2.0`."""
+    """Every location is an archive of its name, version and nothing else: `m/2.0`.
 
-    def __init__(self) -> None:
+    config: the file of all of them.
+    """
+
+    def __init__(self, config: ModelFileConfig | None = None) -> None:
         self.released = 0
+        self.config = config
 
     async def open(self, url: str, *, s3_sse_kms: bool = False) -> SimpleNamespace:
         name, _, version = url.partition("/")
         manifest = Manifest(model_name=name, model_version=version, handler="handler")
-        return SimpleNamespace(path="/nowhere", manifest=manifest, config=None, file_name=name)
+        return SimpleNamespace(
+            path="/nowhere", manifest=manifest, config=self.config, file_name=name
+        )
 
     async def release(self, archive: SimpleNamespace) -> None:
         self.released += 1
@@ -133,6 +140,25 @@ def pool_of(control: ControlPlane, name: str, version: str) -> HeldPool:
     pool = control.pools[control.registry.resolve(name, version)]
     assert isinstance(pool, HeldPool)
     return pool
+
+
+IMPOSSIBLE = ModelFileConfig(min_workers=3, max_workers=2)
+
+
+async def test_a_model_with_an_impossible_number_of_workers_is_refused_and_not_kept() -> None:
+    store = EmptyStore(IMPOSSIBLE)
+    control = new_control(store)
+    with pytest.raises(InvalidArgument, match="max_worker cannot be less than min_worker"):
+        await control.register(Registration("m/1", initial_workers=1))
+    assert list(control.registry) == []
+    assert control.pools == {}
+    assert store.released == 1
+
+
+async def test_a_start_goes_on_without_impossible_numbers_of_workers() -> None:
+    control = new_control(EmptyStore(IMPOSSIBLE), startup_workers=4)
+    assert await control.load_all("m/1") == []
+    assert pool_of(control, "m", "1").scaled == [(4, 4)]
 
 
 async def test_a_scale_that_waited_for_the_unregister_of_its_version_starts_nobody() -> None:
