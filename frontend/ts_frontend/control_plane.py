@@ -79,6 +79,7 @@ class Defaults:
     is_lazy: bool = False
     idle_unload_s: float = 0
     memory_budget_bytes: int = 0  # 0: no limit
+    max_workers: int | None = None  # of each model, whatever is asked; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -552,12 +553,13 @@ class ControlPlane:
         """Give a model that was just added its first workers, now or with its first request."""
         if not model.config.is_lazy:
             return await self._scale(model, low, high, is_synchronous)
-        low = max(1, low)
+        low, high = self._limited(max(1, low), high)
         self.residency.add(model, self.pools[model], low, max(low, high))
         return Scaled(model, low, True, True, is_lazy=True)
 
     async def _scale(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
         pool = self.pools[model]
+        low, high = self._limited(low, high)
         async with self._locks[model.id.name]:
             if self.pools.get(model) is not pool:  # it was unregistered while this waited
                 raise ModelVersionNotFound.of(*model.id)
@@ -572,6 +574,10 @@ class ControlPlane:
             raise error
         is_complete = pool.healthy_count >= low
         return Scaled(model, low, True, is_complete)
+
+    def _limited(self, low: int, high: int) -> tuple[int, int]:
+        limit = self._defaults.max_workers
+        return (low, high) if limit is None else (min(low, limit), min(high, limit))
 
     def _watch(self, model: Model, pool: WorkerPool, started: Sequence[Worker]) -> None:
         async def report() -> None:

@@ -143,7 +143,8 @@ class Server:
         self._devices = DeviceAllocator(
             settings.number_of_gpu, first=1 if settings.is_torchserve_compatible else 0
         )
-        self._watch = WorkerWatch(settings.worker_check_interval)
+        # A worker in a debugger's hands answers no ping, and is not to be replaced.
+        self._watch = WorkerWatch(0 if settings.debug else settings.worker_check_interval)
         self._autoscaling = WorkerWatch(
             0 if settings.is_torchserve_compatible else settings.autoscale_interval
         )
@@ -349,6 +350,7 @@ class Server:
             is_lazy=settings.lazy_loading,
             idle_unload_s=settings.model_idle_timeout,
             memory_budget_bytes=memory_budget_bytes(settings.model_memory_budget),
+            max_workers=1 if settings.debug else None,
             care=WorkerCare(
                 is_idempotent=not settings.is_torchserve_compatible,
                 death_retries=settings.worker_death_retries,
@@ -398,6 +400,7 @@ class Server:
             variables=variables,
             zygote=Zygote.create(settings.python, self.home, environment, settings.worker_preload),
             worker_start=settings.worker_start,
+            is_by_hand=settings.debug,
         )
 
     def _new_pool(self, model: Model) -> WorkerPool:

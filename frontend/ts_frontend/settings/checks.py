@@ -150,6 +150,14 @@ def usable_models(models: Mapping[str, Any]) -> dict[str, dict[str, dict[str, An
     }
 
 
+# Keys for what TorchServe has and this server has not; a snapshot of TorchServe names the first.
+_NOT_SERVED = {
+    "workflow_store": "workflows",
+    "plugins_path": "plugins",
+    "cpp_log_config": "C++ backend",
+}
+
+
 def combination_problems(
     value: Callable[[str], Any], origin: Callable[[str], str]
 ) -> tuple[list[str], list[str]]:
@@ -176,6 +184,9 @@ def combination_problems(
         problems.append(f"{at(given)} needs {missing}, too.")
     if value("keystore") and certificate:
         warnings.append(f"{at('certificate_file')} has no effect: the keystore goes before it.")
+    for unserved, what in _NOT_SERVED.items():
+        if value(unserved) and value(unserved) != value("model_store"):
+            warnings.append(f"{at(unserved)} has no effect: this server has no {what}.")
     if value("archive_checksums_key") and not value("archive_checksums"):
         problems.append(f"{at('archive_checksums_key')} needs archive_checksums, too.")
     try:

@@ -139,9 +139,6 @@ class Settings:
         section="Models",
         path=True,
     )
-    workflow_store: str | None = _key(
-        None, "Folder with the workflow archives.", path=True, default_text="`model_store`"
-    )
     load_models: str | None = _key(
         None, "Models to load at start: `all`, or a comma list of `[name=]location`."
     )
@@ -370,7 +367,9 @@ class Settings:
     ipex_enable: bool = _key(False, "Passed to workers as `TS_IPEX_ENABLE`.")
     ipex_gpu_enable: bool = _key(False, "Passed to workers as `TS_IPEX_GPU_ENABLE`.")
     debug: bool = _key(
-        False, "Start no workers: wait for one per model, started by hand, without timeouts."
+        False,
+        "Start no workers: the log has a command for one worker of each model, to be run by hand, "
+        "in a debugger say. No timeouts of workers count.",
     )
 
     disable_token_authorization: bool = _key(
@@ -548,8 +547,6 @@ class Settings:
         default_text="collected by the server itself",
         **_NOT_FROM_ENVIRONMENT,
     )
-    async_logging: bool = _key(False, "Write logs from a thread of its own.")
-    cpp_log_config: str | None = _key(None, "Log configuration of the C++ backend.", path=True)
 
     enable_envvars_config: bool = _key(
         False,
@@ -577,7 +574,17 @@ class Settings:
     vmargs: str | None = _key(
         None, "Accepted; there is no Java machine to pass it to.", **_NOT_FROM_ENVIRONMENT
     )
-    plugins_path: str | None = _key(None, "Where plugins are looked for.", **_NOT_FROM_ENVIRONMENT)
+    plugins_path: str | None = _key(
+        None, "Accepted; plugins are a Java interface, which is not there.", **_NOT_FROM_ENVIRONMENT
+    )
+    workflow_store: str | None = _key(
+        None,
+        "Accepted; workflows are not served.",
+        path=True,
+        default_text="`model_store`",
+    )
+    cpp_log_config: str | None = _key(None, "Accepted; there is no C++ backend.", path=True)
+    async_logging: bool = _key(False, "Accepted; logs are always written by a thread of their own.")
 
     # Where the server runs and where its settings came from. Not keys of the file.
     working_dir: str = "."

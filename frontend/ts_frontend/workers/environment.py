@@ -38,6 +38,7 @@ class WorkerLaunch:
     shared_bodies: memory that large bodies may lie in; None sends all through the socket.
     zygote: what workers are forked from; None starts an interpreter for each.
     worker_start: "fork" or "spawn", of models that do not say.
+    is_by_hand: somebody starts the workers, in a debugger say, and is given all the time he wants.
     """
 
     home: str
@@ -50,11 +51,11 @@ class WorkerLaunch:
     max_field_bytes: int = 6553500
     limit_max_image_pixels: bool = True
     cpu_launcher_args: Sequence[str] | None = None
-    debug_port: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     shared_bodies: SharedBodies | None = None
     zygote: Zygote | None = None
     worker_start: str = "spawn"
+    is_by_hand: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument if the folder's path is too long for sockets in it."""
@@ -179,6 +180,18 @@ class WorkerLaunch:
         if config.parallel_type is not ParallelType.NONE and gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         return environment
+
+    def shell_line(self, model: Model, port: int, gpus: Sequence[int]) -> str:
+        """What starts a worker in a shell that has the server's variables."""
+        ours = self.worker_environment(model, gpus)
+        del ours["TS_WORKER_DIE_WITH_PARENT"]  # its parent is the shell
+        variables = [
+            f"{name}={shlex.quote(value)}"
+            for name, value in ours.items()
+            if self.environment.get(name) != value
+        ]
+        command = [*variables, shlex.join(self.command(model, port))]
+        return f"cd {shlex.quote(model.path)} && {' '.join(command)}"
 
     def _python_path(self, model: Model) -> list[str]:
         path = []

@@ -8,6 +8,7 @@ model, `wait_lost` lasts as long as it serves, `aclose` ends it. Whatever goes w
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from ts_frontend.workers.environment import WorkerLaunch
 from ts_frontend.workers.failure import FailureKind, WorkerFailure, last_exception, oom_kills
 from ts_frontend.workers.process import LineSink, WorkerProcess
 from ts_frontend.workers.self_test import Complaint, SelfTester
+
+logger = logging.getLogger(__name__)
 
 # TorchServe's table; it enters at index 1, so the first retry comes after one second.
 BACKOFF_SECONDS = (0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
@@ -115,6 +118,18 @@ class WorkerSession:
 
     async def start(self) -> None:
         """Process, connection, model. Raises SessionFailed."""
+        if self._launch.is_by_hand:
+            line = self._launch.shell_line(self._model, self._place.port, self._place.gpus)
+            logger.info("Start this worker by hand: %s", line)
+        else:
+            await self._start_process()
+        await self._open_connection()
+        await self._load()
+        await self._test_itself()
+        self.loaded_s = monotonic()
+
+    async def _start_process(self) -> None:
+        """Until it listens. Raises SessionFailed."""
         self._oom_kills = oom_kills()
         command = self._launch.command(self._model, self._place.port)
         environment = self._launch.worker_environment(self._model, self._place.gpus)
@@ -148,10 +163,6 @@ class WorkerSession:
         if not is_listening:
             await self._await_exit()
             raise self._failed(FailureKind.NOT_STARTED, "Backend stream closed.")
-        await self._open_connection()
-        await self._load()
-        await self._test_itself()
-        self.loaded_s = monotonic()
 
     async def wait_lost(self) -> None:
         """Return when the session was ended on purpose; raises SessionFailed for all else."""
@@ -229,8 +240,12 @@ class WorkerSession:
             try:
                 return await self._connect(address, self, self._launch.max_field_bytes)
             except (ConnectionRefusedError, FileNotFoundError):
-                has_ended = self.process is None or self.process.return_code is not None
-                if has_ended or monotonic() >= give_up_s:
+                if self._launch.is_by_hand:
+                    is_hopeless = self._is_unwanted
+                else:
+                    has_ended = self.process is None or self.process.return_code is not None
+                    is_hopeless = has_ended or monotonic() >= give_up_s
+                if is_hopeless:
                     raise
             await asyncio.sleep(CONNECT_PAUSE_S)
 
@@ -248,7 +263,7 @@ class WorkerSession:
         if self.connection is not None:
             self.connection.send([encode_load(load)])
         outcomes: set[asyncio.Future[Any]] = {self._loading, self._lost}
-        timeout_s = model.config.startup_timeout_s
+        timeout_s = None if self._launch.is_by_hand else model.config.startup_timeout_s
         done, _ = await asyncio.wait(
             outcomes, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
         )

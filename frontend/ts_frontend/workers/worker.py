@@ -309,6 +309,8 @@ class Worker:
             self._log(f"Auto recovery start timestamp: {int(time.time() * 1000)}")
         else:
             self._log("Auto recovery failed again")
+        if self._launch.is_by_hand:
+            return self._begin_retry()
         if self._lasting_failures >= LASTING_ATTEMPTS:
             self._log(
                 f"No more retries: it would fail the same way again ({self.last_failure}). "
@@ -329,6 +331,9 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._stop_requested.wait()
+        return self._begin_retry()
+
+    def _begin_retry(self) -> bool:
         if self._stop_requested.is_set() or self.state is WorkerState.STOPPING:
             return False
         self.advance(WorkerEvent.RETRY)
@@ -381,6 +386,8 @@ class Worker:
         return True
 
     def _overdue(self) -> None:
+        if self._launch.is_by_hand:
+            return
         timeout_s = self.model.config.response_timeout_s
         self._log(f"Backend worker did not respond in given time: {timeout_s:g} s", logging.ERROR)
         self._timeouts += 1

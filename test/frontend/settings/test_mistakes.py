@@ -35,6 +35,8 @@ WARNED = [
     ('models={"m": {"1.0": {"minWorker": 2}}}', ("m 1.0: minWorker", "mean minWorkers?")),
     ('models={"m": {"1.0": {"batchSize": "4"}}}', ("batchSize should be a whole number above 0",)),
     ('models={"m": {"minWorkers": 1}}', ("models: m minWorkers should be an object",)),
+    ("plugins_path=/srv/plugins/*", ("plugins_path in", "has no effect", "no plugins")),
+    ("workflow_store=/srv/workflows", ("workflow_store in", "this server has no workflows")),
     ("keystore=k.p12\\\n\ncertificate_file=c\nprivate_key_file=k", ("has no effect",)),
 ]
 REFUSED = [

@@ -53,6 +53,9 @@ def test_every_key_reads_a_value_of_its_kind(load):
         "unix_socket_mode": "660",
         "model_memory_budget": "60%",
         "keystore": "",  # would take the effect of the PEM files
+        "workflow_store": "",  # these three say that they have none
+        "plugins_path": "",
+        "cpp_log_config": "",
         "inference_address": "http://127.0.0.1:1",
         "management_address": "https://127.0.0.1:2",
         "metrics_address": "unix:/run/metrics.sock",

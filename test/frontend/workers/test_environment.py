@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,17 @@ def test_no_port_is_given_twice(steps: list[int]) -> None:
     for back in takes:
         ports.give_back(back.start, len(back))
     assert ports.take(100) == 9000
+
+
+def test_the_line_for_a_shell_has_what_the_server_would_set_and_the_shell_has_not() -> None:
+    launch = new_launch(environment={"HOME": "/root"}, variables={"TS_IPEX_ENABLE": "a b"})
+    line = launch.shell_line(new_model("/models/it's"), 9000, [])
+    change, command = line.split(" && ")
+    assert shlex.split(change) == ["cd", "/models/it's"]
+    words = shlex.split(command)
+    variables = dict(word.split("=", 1) for word in words if word.split("=")[0].isupper())
+    assert words[len(variables) :] == ["/bin/python", SCRIPT, *UNIX, *METRICS]
+    assert variables["TS_IPEX_ENABLE"] == "a b"
+    assert variables["PYTHONPATH"] == "/models/it's:/home"
+    assert "HOME" not in variables
+    assert "TS_WORKER_DIE_WITH_PARENT" not in variables
