@@ -68,6 +68,7 @@ class PlayedModel:
         self.does: Behaviour = echoes
         self.jobs: list[Job] = []
         self.can_serve = True
+        self.failure_cause = ""
         self.has_idle_worker = True
         self.ready_count = 1
         self.is_dormant = False

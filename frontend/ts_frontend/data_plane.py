@@ -52,9 +52,10 @@ class DataPlane:
         if meters is not None:
             meters.requests.value += 1
         workers = model.workers
+        if workers is not None and not workers.can_serve:
+            raise NoWorker.to_predict(name, version, workers.failure_cause)
         if (
             workers is None
-            or not workers.can_serve
             or model.status is ModelStatus.UNREGISTERING
             or (model.config.use_job_ticket and not workers.has_idle_worker)
         ):

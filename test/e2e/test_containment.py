@@ -92,7 +92,7 @@ DEATHS_AT_LOAD = {
         "allocate 4000",
         "maxAddressSpaceInMB: 2000",
         {"cause": "out_of_memory"},
-        "load_refused",
+        "out_of_memory",
     ),
     "system_exit": ("exit 3", "", {"cause": "exit", "exitCode": 3}, "exit code 3"),
 }
@@ -145,7 +145,9 @@ def test_what_would_fail_again_is_not_tried_for_ever(
     assert described["workers"][0]["lastFailure"]["isLasting"] is True
     assert deaths(server, model) == {cause: 2.0}
     assert word in readiness(server)[1][model]
-    assert server.predict(model, b"x").status_code == 503
+    refused = server.predict(model, b"x")
+    assert refused.status_code == 503
+    assert refused.headers["x-error-reason"] == f"worker_{cause}"
     # Scaling is the way to try again.
     answer = server.session.put(
         f"{server.management}/models/{model}",

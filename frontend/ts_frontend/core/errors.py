@@ -131,13 +131,17 @@ class NoWorker(ServingError):
     reason = "no_worker"
 
     @classmethod
-    def to_predict(cls, name: str, version: str | None) -> NoWorker:
+    def to_predict(cls, name: str, version: str | None, cause: str = "") -> NoWorker:
+        """cause: a word for why the workers that there should be have failed, "" if unknown."""
         subject = f'Model "{name}"' if version is None else f'Model "{name}" Version {version}"'
-        return cls(
+        error = cls(
             f"{subject} has no worker to serve inference request. Please use scale workers API "
             "to add workers. If this is a sequence inference, please check if it is closed, "
             "or expired; or exceeds maxSequenceJobQueueSize"
         )
+        if cause:
+            error.reason = f"worker_{cause}"
+        return error
 
     def say(self, message: str) -> None:
         """One text for every cause, as TorchServe has it; `reason` tells them apart."""

@@ -174,6 +174,10 @@ class Workers(Protocol):
     def can_serve(self) -> bool: ...
 
     @property
+    def failure_cause(self) -> str:
+        """A word for why there is nobody who can serve; "" if none has failed."""
+
+    @property
     def has_idle_worker(self) -> bool: ...
 
     @property

@@ -140,7 +140,8 @@ class WorkerFailure:
     @property
     def label(self) -> str:
         """For metrics: few and short values."""
-        if self.is_lasting:
+        is_refused_memory = self.cause is Cause.OUT_OF_MEMORY and self.signal is None
+        if self.is_lasting or (is_refused_memory and self.kind is not FailureKind.OUT_OF_MEMORY):
             return self.cause_word
         return self.ending if self.kind in _ENDED else self.kind.value
 

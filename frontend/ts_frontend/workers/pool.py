@@ -122,6 +122,12 @@ class WorkerPool:
         return failures[0] if failures else self.start_failure
 
     @property
+    def failure_cause(self) -> str:
+        """The same as a word for clients, who are told no more of it."""
+        failures = [worker.failure for worker in self.workers if worker.failure is not None]
+        return failures[0].cause_word if failures and not self.can_serve else ""
+
+    @property
     def ready_count(self) -> int:
         """How many workers share the work now."""
         return sum(worker.state is WorkerState.READY for worker in self.workers)
@@ -260,7 +266,7 @@ class WorkerPool:
     def _refuse_waiting(self) -> None:
         """Nobody is left who could ever answer: say so, instead of letting clients wait."""
         self._reruns.fail_all()
-        self.model.queue.fail_all(NoWorker.to_predict(self.model.id.name, None))
+        self.model.queue.fail_all(NoWorker.to_predict(self.model.id.name, None, self.failure_cause))
 
     # Size.
 

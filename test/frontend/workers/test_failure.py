@@ -49,10 +49,10 @@ def test_labels_are_few() -> None:
         "ended by signal 9",
         "ended by signal 9, out of memory",
         "exit code 3",
-        "exit code 137",
+        "out_of_memory",
         "exit code 1",
         "load_refused",
-        "load_refused",
+        "out_of_memory",
         "no_reply",
     ]
 

@@ -643,7 +643,9 @@ async def test_a_worker_is_given_up_after_the_retry_window(
     running, waiting = ask(pool), ask(pool)
     assert isinstance(await failure_of(running), WorkerDied)
     # Nobody is left who could ever answer.
-    assert isinstance(await failure_of(waiting), NoWorker)
+    refused = await failure_of(waiting)
+    assert isinstance(refused, NoWorker)
+    assert refused.reason == f"worker_{pool.failure_cause}" != "worker_"
     assert worker.state is WorkerState.DEAD
     assert not worker.is_healthy
     assert not pool.can_serve
