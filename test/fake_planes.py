@@ -73,12 +73,16 @@ class PlayedModel:
         self.ready_count = 1
         self.is_dormant = False
         self.unhealthy_reason = ""
+        self.answers = True
         # As a pool has them.
         self.workers: list[object] = [object()]
         self.min_workers = self.max_workers = self.healthy_count = 1
         self.is_busy = self.is_dormant = False
         model.workers = self
         model.queue.on_put = self._take
+
+    async def is_answering(self, timeout_s: float) -> bool:
+        return self.answers
 
     def _take(self) -> None:
         batch = self.model.queue.next_batch(time.monotonic())

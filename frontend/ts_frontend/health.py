@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class Health:
     """not_loaded: what the server should have loaded when it started and could not, with why.
 
     is_strict: a server is ready when each of its models is.
+    answer_s:  how long a worker may take to prove that it answers.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class Health:
         not_loaded: Mapping[str, str] | None = None,
         *,
         is_strict: bool = True,
+        answer_s: float = 2,
     ) -> None:
         self._registry = registry
         self._pools = pools
         self._not_loaded = {} if not_loaded is None else not_loaded
         self._is_strict = is_strict
+        self._answer_s = answer_s
 
     @property
     def is_healthy(self) -> bool:
@@ -55,22 +59,41 @@ class Health:
         pool = self._pools.get(model)
         return pool is not None and (pool.is_dormant or bool(pool.workers))
 
-    def not_ready(self) -> list[NotReady]:
+    async def find_not_ready(self) -> list[NotReady]:
         """What keeps the server from being ready: models that should have workers, none of which
-        has loaded. One that its first request loads does not count before that fails.
+        answers. One that its first request loads does not count before that fails.
         """
         if not self._is_strict:
             return []
         found = [NotReady(name, "", reason) for name, reason in self._not_loaded.items()]
-        for model in self._registry:
-            if reason := self._why_not(model):
-                found.append(NotReady(*model.id, reason))
+        wanted = [
+            model
+            for model in self._registry
+            if (pool := self._pools.get(model)) is not None and pool.min_workers
+        ]
+        reasons = await asyncio.gather(*map(self._why_not, wanted))
+        found += (
+            NotReady(*model.id, reason)
+            for model, reason in zip(wanted, reasons, strict=True)
+            if reason
+        )
         return found
 
-    def _why_not(self, model: Model) -> str:
+    async def find_why_not_ready(self, model: Model) -> str:
+        """Why a request for this model would not be served now; "" where it would be."""
         pool = self._pools.get(model)
-        if pool is None or not pool.min_workers or pool.is_dormant or pool.ready_count:
+        if pool is None or not (pool.workers or pool.is_dormant or pool.unhealthy_reason):
+            return "it has no workers"
+        return await self._why_not(model)
+
+    async def _why_not(self, model: Model) -> str:
+        pool = self._pools[model]
+        if pool.is_dormant:
             return ""
-        if pool.unhealthy_reason:
-            return pool.unhealthy_reason
-        return "" if model.config.is_lazy else "its workers are starting"
+        if not pool.ready_count:
+            if pool.unhealthy_reason:
+                return pool.unhealthy_reason
+            return "" if model.config.is_lazy else "its workers are starting"
+        if await pool.is_answering(self._answer_s):
+            return ""
+        return f"none of its workers answers within {self._answer_s:g} s"

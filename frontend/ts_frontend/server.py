@@ -121,6 +121,7 @@ class Server:
             self.control.pools,
             self.control.not_loaded,
             is_strict=settings.strict_readiness,
+            answer_s=settings.readiness_timeout,
         )
         self.tokens = security.new_tokens(settings)
         self._snapshots = self._new_snapshots()

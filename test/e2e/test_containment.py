@@ -77,9 +77,10 @@ def deaths(server: RunningServer, name: str) -> dict[str, float]:
     return {cause: float(value) for cause, value in re.findall(pattern, text, re.MULTILINE)}
 
 
-def readiness(server: RunningServer) -> tuple[int, dict[str, str]]:
-    """The status, and the reason of each model that is not ready."""
-    answer = server.session.get(f"{server.inference}/health/ready", timeout=20)
+def readiness(server: RunningServer, model: str = "") -> tuple[int, dict[str, str]]:
+    """The status, and the reason of each model that is not ready. model: only this one."""
+    path = f"/health/ready/{model}".rstrip("/")
+    answer = server.session.get(f"{server.inference}{path}", timeout=20)
     return answer.status_code, {
         item["modelName"]: item["reason"] for item in answer.json().get("models", [])
     }
@@ -157,6 +158,22 @@ def test_what_would_fail_again_is_not_tried_for_ever(
     assert answer.status_code == 500
     assert deaths(server, model) == {cause: 3.0}
     unregister(server, model)
+
+
+def test_ready_means_that_a_worker_answers_now(server: RunningServer) -> None:
+    """A stopped process still has its socket, and was READY a moment ago."""
+    assert add(server, "halted").status_code == 200
+    assert readiness(server, "halted") == (200, {})
+    assert readiness(server, "halted/1.0") == (200, {})
+    pid = server.worker_pids("halted")[0]
+    os.kill(pid, signal.SIGSTOP)
+    status, reasons = readiness(server, "halted")
+    assert (status, reasons) == (503, {"halted": "none of its workers answers within 2 s"})
+    assert readiness(server)[1] == reasons
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: readiness(server, "halted") == (200, {}), what="ready again")
+    assert readiness(server, "nobody")[0] == 404
+    unregister(server, "halted")
 
 
 def test_ready_when_each_model_serves_and_live_all_the_time(server: RunningServer) -> None:

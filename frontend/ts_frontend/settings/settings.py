@@ -320,8 +320,14 @@ class Settings:
     )
     strict_readiness: bool = _key(
         True,
-        "`/health/ready` says yes when each model that should have workers has one that serves, "
+        "`/health/ready` says yes when each model that should have workers has one that answers, "
         "and all of `load_models` could be registered; `false`: as soon as the server listens.",
+    )
+    readiness_timeout: float = _key(
+        2.0,
+        "Seconds that idle workers have to answer the ping by which `/health/ready` proves that "
+        "they serve.",
+        minimum=0.01,
     )
     job_queue_size: int = _key(100, "Requests that may wait for one model version.", minimum=1)
     number_of_gpu: int = _key(

@@ -132,6 +132,20 @@ class WorkerPool:
         """How many workers share the work now."""
         return sum(worker.state is WorkerState.READY for worker in self.workers)
 
+    async def is_answering(self, timeout_s: float) -> bool:
+        """Whether a ping goes to one of the workers and back, within `timeout_s`."""
+        asked = {asyncio.create_task(worker.is_answering(timeout_s)) for worker in self.workers}
+        waiting = asked
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if any(task.result() for task in done):
+                    return True
+        finally:
+            for task in asked:
+                task.cancel()
+        return False
+
     @property
     def pids(self) -> list[int]:
         """Of all processes that this pool has, also of those that are on their way out."""

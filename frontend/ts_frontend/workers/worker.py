@@ -24,6 +24,7 @@ from ts_frontend.core.errors import SelfTestFailed, ServingError, WorkerDied, Wo
 from ts_frontend.core.job import Job, JobState
 from ts_frontend.core.model import Model
 from ts_frontend.core.worker_state import WorkerEvent, WorkerState, next_state
+from ts_frontend.workers.connections.base import WorkerConnection
 from ts_frontend.workers.environment import WorkerLaunch
 from ts_frontend.workers.failure import FailureKind, WorkerFailure
 from ts_frontend.workers.owner import WorkerMeters, WorkerOwner
@@ -97,6 +98,7 @@ class Worker:
         self.requests = 0
         self._bad_checks = 0  # in a row
         self._ping_s: float | None = None  # when it was sent that is not answered
+        self._pong: asyncio.Future[None] | None = None  # for those who wait for the answer
         # Per batch.
         self._drained = asyncio.Event()
         self._drained.set()
@@ -251,7 +253,6 @@ class Worker:
         began_s = monotonic()
         self.requests = 0
         self._bad_checks = 0
-        self._ping_s = None
         await self._session.start()
         if self.state is not WorkerState.STOPPING:
             self.advance(WorkerEvent.LOADED)
@@ -342,6 +343,7 @@ class Worker:
 
     async def _end_session(self) -> None:
         self._due.forget()
+        self._forget_ping()
         self._forget_cancels()
         # It has read the end of the stream and may run its exit hooks.
         await self._session.aclose(may_run_exit_hooks=self._stop_requested.is_set())
@@ -367,10 +369,41 @@ class Worker:
         elif self._ping_s is None:
             self._bad_checks = 0
             if session.has_controls and not self.is_busy:
-                self._ping_s = monotonic()
-                session.connection.send([PING])
+                self._send_ping(session.connection)
         elif (waited_s := monotonic() - self._ping_s) >= self.model.config.care.ping_timeout_s:
             self._bad_check(f"no answer to a ping for {waited_s:.3g} s")
+
+    async def is_answering(self, timeout_s: float) -> bool:
+        """Whether a ping goes to the process and back now, within `timeout_s`.
+
+        One that is busy cannot be asked: it counts until its reply is overdue. So does one of
+        TorchServe's, which knows no pings, as long as its process is not stopped.
+        """
+        session = self._session
+        if self.state is not WorkerState.READY or session.connection is None:
+            return False
+        if is_stopped(session.pid):
+            return False
+        if not session.has_controls or (self.is_busy and self._ping_s is None):
+            return True
+        if self._ping_s is None:
+            self._send_ping(session.connection)
+        if self._pong is None:
+            self._pong = asyncio.get_running_loop().create_future()
+        pong = self._pong
+        await asyncio.wait({pong}, timeout=timeout_s)
+        # It ends with the session, too.
+        return pong.done() and self._session is session and self.state is WorkerState.READY
+
+    def _send_ping(self, connection: WorkerConnection) -> None:
+        self._ping_s = monotonic()
+        connection.send([PING])
+
+    def _forget_ping(self) -> None:
+        self._ping_s = None
+        pong, self._pong = self._pong, None
+        if pong is not None and not pong.done():
+            pong.set_result(None)
 
     def _bad_check(self, reason: str) -> None:
         self._bad_checks += 1
@@ -381,7 +414,7 @@ class Worker:
         """Whether `reply`, which answers no batch, is the answer to our ping."""
         if not is_pong(reply) or self._ping_s is None:
             return False
-        self._ping_s = None
+        self._forget_ping()
         self._bad_checks = 0
         return True
 

@@ -245,6 +245,65 @@ async def test_a_late_pong_is_as_good(bench: Bench, script: Script) -> None:
     assert alone(pool).restarts == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_idle_worker_proves_that_it_answers(
+    bench: Bench, script: Script, kind: dict[str, Any]
+) -> None:
+    pool = await bench.serving(**kind)
+    (connection,) = script.connections
+    assert await pool.is_answering(10)
+    assert connection.pings == 1
+    assert await asyncio.gather(*(pool.is_answering(10) for _ in range(3))) == [True] * 3
+    assert await answer_of(ask(pool)) == b"hello"
+
+
+async def test_a_worker_that_is_silent_answers_nobody(bench: Bench, script: Script) -> None:
+    script.has_pongs = False
+    pool = await bench.serving()
+    (connection,) = script.connections
+    assert not await pool.is_answering(0.01)
+    assert not await pool.is_answering(0.01)
+    assert connection.pings == 1  # the first is still on its way
+    waiting = asyncio.create_task(pool.is_answering(10))
+    await turns()
+    connection.say(PONG)
+    assert await waiting
+
+
+async def test_one_worker_that_answers_is_enough(bench: Bench, script: Script) -> None:
+    pool = await bench.serving(2)
+    first, second = pool.workers
+    script.has_pongs = False
+    assert not await first.is_answering(0.01)
+    script.has_pongs = True
+    assert await second.is_answering(10)
+    assert await pool.is_answering(10)
+
+
+async def test_a_busy_worker_is_not_asked(bench: Bench, script: Script) -> None:
+    pool = await bench.serving()
+    script.then(holds)
+    job = ask(pool)
+    (connection,) = script.connections
+    await wait_until(lambda: connection.batches)
+    assert await pool.is_answering(0.01)
+    assert connection.pings == 0
+    connection.release()
+    assert await answer_of(job) == b"hello"
+
+
+async def test_a_worker_that_dies_while_it_is_asked_does_not_answer(
+    bench: Bench, script: Script
+) -> None:
+    script.has_pongs = False
+    pool = await bench.serving()
+    (connection,) = script.connections
+    waiting = asyncio.create_task(pool.is_answering(10))
+    await wait_until(lambda: connection.pings)
+    connection.hang_up()
+    assert not await waiting
+
+
 async def test_a_pong_may_come_while_a_batch_runs(bench: Bench, script: Script) -> None:
     script.has_pongs = False
     pool = await bench.serving()

@@ -69,6 +69,8 @@ def _inference_routes(planes: Planes) -> list[Route]:
         route("/ping", api.ping, doc.PING),
         route("/health/live", api.live),
         route("/health/ready", api.ready),
+        route("/health/ready/{model_name}", api.model_ready),
+        route("/health/ready/{model_name}/{model_version}", api.model_ready),
         route("/v2/models/{model_name}/infer", api.infer_v2, doc.INFER_V2),
         route("/v2/models/{model_name}/explain", api.explain_v2),
         route("/predictions/{model_name}", api.predict, doc.PREDICTIONS),

@@ -22,6 +22,7 @@ from ts_frontend.dialects.torchserve.schema import (
     NotReadyItem,
     StatusBody,
 )
+from ts_frontend.health import NotReady
 from ts_frontend.http.request import HttpRequest
 from ts_frontend.rollout.plan import parse_plan
 from ts_frontend.tokens import TokenAuthority
@@ -123,9 +124,19 @@ class InferenceApi:
         """Ours: the server answers, whatever its models do."""
         respond_status(request, "Live")
 
-    def ready(self, request: HttpRequest) -> None:
-        """Ours: requests for each model would be answered."""
-        found = self._planes.health.not_ready()
+    async def ready(self, request: HttpRequest) -> None:
+        """Ours: requests for each model would be answered, as a ping of its workers shows."""
+        self._respond_ready(request, await self._planes.health.find_not_ready())
+
+    async def model_ready(self, request: HttpRequest) -> None:
+        """Ours: the same of one model."""
+        name, *version = request.params
+        model = self._planes.data.resolve(name, version[0] if version else None)
+        reason = await self._planes.health.find_why_not_ready(model)
+        self._respond_ready(request, [NotReady(*model.id, reason)] if reason else [])
+
+    @staticmethod
+    def _respond_ready(request: HttpRequest, found: list[NotReady]) -> None:
         if not found:
             respond_status(request, "Ready")
             return
