@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.client
 import http.server
+import importlib
 import json
 import socket
 import threading
@@ -17,53 +18,55 @@ import grpc
 import psutil
 import pytest
 import requests
+from fake_planes import FakePlanes
 from google.protobuf.empty_pb2 import Empty
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from serving import MODELS, RunningServer, archive, start_server, wait_until
 
+from ts_frontend.dialects import DIALECTS
 from ts_frontend.grpc.stubs.inference_pb2_grpc import InferenceAPIsServiceStub
 from ts_frontend.grpc.stubs.management_pb2 import ListModelsRequest
 from ts_frontend.grpc.stubs.management_pb2_grpc import ManagementAPIsServiceStub
+from ts_frontend.tokens import TokenAuthority
 
 INFERENCE, MANAGEMENT, API = "good-inference-key", "good-management-key", "good-api-key"
 EXPIRED = {"inference": "expired-inference-key", "management": "expired-management-key"}
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "PROPFIND", "BREW"]
+
+
+def routed_paths(listener: str) -> list[str]:
+    """One path for each route that any dialect has there, so that none is forgotten below."""
+    planes = FakePlanes(tokens=TokenAuthority("/nowhere", 60)).planes
+    patterns = set()
+    for import_string in DIALECTS.values():
+        module, _, name = import_string.partition(":")
+        dialect = getattr(importlib.import_module(module), name)()
+        patterns |= {route.pattern for route in getattr(dialect.http_routes(planes), listener)}
+    words = {"{model_name}": "echo", "{model_version}": "1.0", "{url_path*}": "more"}
+    found = []
+    for pattern in sorted(patterns - OPEN_PATHS):
+        for capture, word in words.items():
+            pattern = pattern.replace(capture, word)
+        assert "{" not in pattern
+        found.append(pattern)
+    return found
+
+
+OPEN_PATHS = {"/", "/api-description"}  # they describe the API, and nothing of this server
 INFERENCE_PATHS = [
-    "/ping",
-    "/predictions/echo",
+    *routed_paths("inference"),
     "/predictions/echo/1.0",
-    "/predictions/echo/1.0/more",
-    "/explanations/echo",
     "/explanations/echo/1.0",
-    "/predictions",
-    "/explanations",
-    "/invocations",
     "/invocations?model_name=echo",
-    "/models/echo/invoke",
-    "/echo/predict",
-    "/echo/1.0/predict",
-    "/v1/models/echo",
     "/v1/models/echo:predict",
     "/v1/models/echo:explain",
-    "/v2",
-    "/v2/health/live",
-    "/v2/health/ready",
-    "/v2/models/echo",
-    "/v2/models/echo/ready",
-    "/v2/models/echo/infer",
-    "/v2/models/echo/explain",
-    "/v2/models/echo/versions/1.0/infer",
 ]
 MANAGEMENT_PATHS = [
-    "/models",
-    "/models/echo",
-    "/models/echo/1.0",
+    *routed_paths("management"),
     "/models/echo/all",
-    "/models/echo/1.0/set-default",
     "/models?url=echo.mar",
     "/token?type=inference",
-    "/token",
 ]
 # The same places in other words; `{}` is a path without its first slash.
 ALIASES = [
