@@ -157,7 +157,8 @@ def start_server(
         "disable_system_metrics": "true",
         **keys,
     }
-    if settings["management_address"] == settings["inference_address"]:
+    both = settings["inference_address"]
+    if settings["management_address"] == both and str(both).endswith(":0"):
         # Equal texts would mean one listener for both.
         settings["management_address"] = "http://localhost:0"
     config = folder / "config.properties"
@@ -193,10 +194,11 @@ def start_server(
         process.wait()
         pytest.fail(f"the server did not start: {word}\n{log.read_text()[-4000:]}")
     places = dict(part.rsplit(" ", 1) for part in word.removeprefix("READY ").split(", "))
+    both_places = places.get("Inference and management", "")
     return RunningServer(
         process,
-        inference=places["Inference"],
-        management=places["Management"],
+        inference=places.get("Inference", both_places),
+        management=places.get("Management", both_places),
         metrics=places.get("Metrics", ""),
         store=store,
         folder=folder,

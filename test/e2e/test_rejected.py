@@ -121,8 +121,6 @@ def server(
     archive(store, "echo", MODELS / "echo.py")
     archive(store, "fails", MODELS / "fails_on_import.py")
     (store / "clash.mar").write_bytes(mar(modelName="echo"))
-    (store / "inside").mkdir()
-    (store / "inside" / "nested.mar").write_bytes(mar())
     for name, content in STORED.items():
         (store / name).write_bytes(content)
     running = start_server(

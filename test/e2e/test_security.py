@@ -23,6 +23,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from serving import MODELS, RunningServer, archive, start_server, wait_until
+from their_server import free_port
 
 from ts_frontend.dialects import DIALECTS
 from ts_frontend.grpc.stubs.inference_pb2_grpc import InferenceAPIsServiceStub
@@ -217,6 +218,55 @@ def test_no_other_way_to_speak_goes_round_the_key(guarded: RunningServer, openin
     assert b"echo.mar" not in answer
     if "api-description" not in opening:
         assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 405", b"HTTP/1.1 404"), answer
+
+
+def test_one_listener_for_both_apis_has_a_key_for_each(store: Path, tmp_path: Path) -> None:
+    """Where TorchServe's combined listener lets no key manage anything."""
+    archive(store, "echo", MODELS / "echo.py")
+    address = f"http://127.0.0.1:{free_port()}"
+    running = start_server(
+        tmp_path / "server",
+        store,
+        has_tokens=True,
+        inference_address=address,
+        management_address=address,
+        ts_open_inference_protocol="true",
+        load_models="echo.mar",
+        default_workers_per_model="1",
+        variables={
+            "TS_INFERENCE_KEY": INFERENCE,
+            "TS_MANAGEMENT_KEY": MANAGEMENT,
+            "TS_API_KEY": API,
+        },
+    )
+    try:
+        assert running.inference == running.management == address
+        door = Door(address)
+        running.session.headers["Authorization"] = f"Bearer {MANAGEMENT}"
+        running.wait_ready("echo")
+        for method, path, key, others in (
+            ("GET", "/ping", INFERENCE, (MANAGEMENT, API, None)),
+            ("POST", "/predictions/echo", INFERENCE, (MANAGEMENT, API, None)),
+            ("GET", "/models", MANAGEMENT, (INFERENCE, API, None)),
+            ("GET", "/models/echo/1.0", MANAGEMENT, (INFERENCE, API, None)),
+            ("PUT", "/models/echo/1.0?min_worker=1", MANAGEMENT, (INFERENCE, API, None)),
+            ("PUT", "/models/echo/1.0/set-default", MANAGEMENT, (INFERENCE, API, None)),
+            ("GET", "/token?type=inference", API, (INFERENCE, MANAGEMENT, None)),
+            ("DELETE", "/models/echo/1.0", MANAGEMENT, (INFERENCE, API, None)),
+        ):
+            for other in others:
+                status, body = door.ask(method, path, other)
+                assert status == 400, (method, path, other)
+                assert b"Token Auth" in body
+            status, body = door.ask(method, path, key)
+            # The API key is right, and keys that were given are renewed where they come from.
+            assert status in (200, 202) or b"renewed where it came from" in body, (path, body)
+        for method in METHODS:
+            for path in {*INFERENCE_PATHS, *MANAGEMENT_PATHS}:
+                for wrong in (None, "wrong-key"):
+                    assert door.ask(method, path, wrong)[0] in (400, 404, 405), (method, path)
+    finally:
+        assert running.stop() == 0
 
 
 def test_descriptions_are_open_and_say_nothing_of_models(guarded: RunningServer) -> None:
