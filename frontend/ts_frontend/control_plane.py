@@ -25,6 +25,7 @@ from ts_frontend.core.errors import (
     InvalidModel,
     ModelConflict,
     ModelVersionNotFound,
+    NotEnoughDevices,
     SelfTestFailed,
     ServingError,
     WorkerStartFailed,
@@ -222,15 +223,21 @@ class ControlPlane:
             if error.was_refused and pool is not None:
                 pool.min_workers = pool.max_workers = 0
             else:
-                async with self._locks[model.id.name]:
-                    if model in self.pools:  # else somebody has unregistered it meanwhile
-                        await self._remove(model, grace_s=0)
+                await self._take_back(model)
             if isinstance(error, SelfTestFailed):
                 raise
             raise self._told(error, error.message) from error
+        except ServingError:  # no port, no GPUs
+            await self._take_back(model)
+            raise
         finally:
             self.on_changed()
         return scaled
+
+    async def _take_back(self, model: Model) -> None:
+        async with self._locks[model.id.name]:
+            if model in self.pools:  # else somebody has unregistered it meanwhile
+                await self._remove(model, grace_s=0)
 
     async def load(self, location: str, name: str | None) -> None:
         """Register a model of `load_models` and start its workers, without waiting for them."""
@@ -378,7 +385,7 @@ class ControlPlane:
         self.pools[model] = pool = self._new_pool(model)
         model.workers = pool
         self._on_registered(model)
-        for warning in _not_available(model.config):
+        for warning in _not_available(model.config, archive.config, self._defaults.gpu_count):
             logger.warning("Model %s: %s", model.id, warning)
         logger.info(
             "Model %s version %s registered from %s", model.id.name, model.id.version, model.url
@@ -553,13 +560,13 @@ class ControlPlane:
         """Give a model that was just added its first workers, now or with its first request."""
         if not model.config.is_lazy:
             return await self._scale(model, low, high, is_synchronous)
-        low, high = self._limited(max(1, low), high)
+        low, high = self._limited(model, max(1, low), max(low, high))
         self.residency.add(model, self.pools[model], low, max(low, high))
         return Scaled(model, low, True, True, is_lazy=True)
 
     async def _scale(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
         pool = self.pools[model]
-        low, high = self._limited(low, high)
+        low, high = self._limited(model, low, high)
         async with self._locks[model.id.name]:
             if self.pools.get(model) is not pool:  # it was unregistered while this waited
                 raise ModelVersionNotFound.of(*model.id)
@@ -575,8 +582,16 @@ class ControlPlane:
         is_complete = pool.healthy_count >= low
         return Scaled(model, low, True, is_complete)
 
-    def _limited(self, low: int, high: int) -> tuple[int, int]:
+    def _limited(self, model: Model, low: int, high: int) -> tuple[int, int]:
+        """No more workers than there may be, or GPUs for. Raises NotEnoughDevices."""
         limit = self._defaults.max_workers
+        config = model.config
+        if config.parallel_level and config.device_type == "gpu":
+            gpus = len(config.device_ids or range(self._defaults.gpu_count))
+            places = gpus // config.parallel_level
+            if high > 0 and not places:
+                raise NotEnoughDevices.of(model.id.name, config.parallel_level)
+            limit = places if limit is None else min(limit, places)
         return (low, high) if limit is None else (min(low, limit), min(high, limit))
 
     def _watch(self, model: Model, pool: WorkerPool, started: Sequence[Worker]) -> None:
@@ -726,9 +741,16 @@ def name_and_location(entry: str) -> tuple[str | None, str]:
     return None, entry.strip()
 
 
-def _not_available(config: ModelConfig) -> list[str]:
+def _not_available(config: ModelConfig, file: ModelFileConfig | None, gpu_count: int) -> list[str]:
     """What the configuration asks for and does not get: said once, not silently left out."""
     warnings = []
+    if file is not None and file.device_type == "gpu" and config.device_type != "gpu":
+        warnings.append("deviceType gpu, and no GPU for this server: its workers run on the CPU.")
+    if file is not None and file.device_ids and config.device_ids is None:
+        warnings.append(
+            f"deviceIds {list(file.device_ids)} is not used: there are {gpu_count} GPUs, "
+            "numbered from 0 (number_of_gpu)."
+        )
     if config.batching is Batching.ADAPTIVE and config.batch_size == 1:
         warnings.append("batching: adaptive has no effect with a batchSize of 1, its upper bound.")
     if config.sequence_batching and not config.sequence_max_idle_ms:
@@ -737,8 +759,6 @@ def _not_available(config: ModelConfig) -> list[str]:
         )
     if config.continuous_batching and config.async_communication:
         warnings.append("asyncCommunication gives way to continuousBatching.")
-    if config.parallel_level > 1:
-        warnings.append("parallelLevel above 1 is not available; only rank 0 is spoken to.")
     return warnings
 
 
@@ -762,7 +782,8 @@ def _with_stored(config: ModelConfig, stored: ModelSnapshot) -> ModelConfig:
         max_batch_delay_ms=stored.max_batch_delay_ms,
         response_timeout_s=stored.response_timeout_s,
         startup_timeout_s=stored.startup_timeout_s,
-        parallel_level=stored.parallel_level or config.parallel_level,
+        # With torchrun it is the number of processes that the archive asks for.
+        parallel_level=config.parallel_level or stored.parallel_level,
     )
 
 
@@ -828,9 +849,14 @@ def _with_file(config: ModelConfig, file: ModelFileConfig, defaults: Defaults) -
             nproc_per_node=file.torchrun.nproc_per_node,
             rdzv_backend=file.torchrun.rdzv_backend,
             rdzv_endpoint=file.torchrun.rdzv_endpoint or "",
+            rdzv_conf=file.torchrun.rdzv_conf or "",
+            monitor_interval_s=file.torchrun.monitor_interval_s,
+            node_rank=file.torchrun.node_rank,
             omp_threads=file.torchrun.omp_number_threads,
         )
     level = file.parallel_level or (torchrun.nproc_per_node if torchrun else 0)
+    if torchrun is None and level and parallel_type is not ParallelType.CUSTOM:
+        torchrun = TorchrunConfig(nproc_per_node=level)
     return replace(
         config,
         max_retry_timeout_s=300 if file.max_retry_timeout_s is None else file.max_retry_timeout_s,

@@ -15,13 +15,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # fakes.py
 from fakes import wait_until
 
 from ts_frontend.archive.manifest import Manifest
-from ts_frontend.archive.model_config import ModelFileConfig
+from ts_frontend.archive.model_config import ModelFileConfig, TorchRunConfig
 from ts_frontend.archive.model_store import ModelStore
 from ts_frontend.control_plane import ControlPlane, Defaults, Registration, _with_file
 from ts_frontend.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ModelVersionNotFound,
+    NotEnoughDevices,
     ServingError,
     WorkerStartFailed,
 )
@@ -159,6 +160,53 @@ async def test_a_start_goes_on_without_impossible_numbers_of_workers() -> None:
     control = new_control(EmptyStore(IMPOSSIBLE), startup_workers=4)
     assert await control.load_all("m/1") == []
     assert pool_of(control, "m", "1").scaled == [(4, 4)]
+
+
+SPANNING = {"parallel_type": "tp", "torchrun": TorchRunConfig(nproc_per_node=2)}
+
+
+async def test_a_model_that_spans_more_gpus_than_there_are_is_refused_and_not_kept() -> None:
+    store = EmptyStore(ModelFileConfig(**SPANNING))
+    control = new_control(store, gpu_count=1)
+    wanted = Registration("m/1", initial_workers=1, is_synchronous=False)
+    registering = asyncio.create_task(control.register(wanted))
+    await wait_until(lambda: control.pools)
+    (pool,) = control.pools.values()
+    assert isinstance(pool, HeldPool)
+    pool.may_close.set()
+    with pytest.raises(NotEnoughDevices, match=r"gpu devices for model:m parallelLevel:2$"):
+        await registering
+    assert list(control.registry) == []
+    assert store.released == 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "gpus", "scaled"),
+    [
+        ({}, 5, (2, 2)),
+        ({"device_ids": (0, 1, 3)}, 5, (1, 1)),
+        ({}, 0, (3, 3)),  # on the CPU there is room
+        ({"device_type": "cpu"}, 5, (3, 3)),
+    ],
+)
+async def test_no_more_workers_than_there_are_gpus_for(
+    stated: dict[str, object], gpus: int, scaled: tuple[int, int]
+) -> None:
+    control = new_control(EmptyStore(ModelFileConfig(**SPANNING, **stated)), gpu_count=gpus)
+    await control.register(Registration("m/1", initial_workers=3, is_synchronous=False))
+    assert pool_of(control, "m", "1").scaled == [scaled]
+    await control.scale("m", None, 3, 4, False)
+    assert pool_of(control, "m", "1").scaled[1] == ((3, 4) if scaled == (3, 3) else scaled)
+
+
+async def test_devices_that_are_not_there_are_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = ModelFileConfig(device_type="gpu", device_ids=(0, 7))
+    await new_control(EmptyStore(file), gpu_count=2).register(Registration("m/1"))
+    assert "Model m_1: deviceIds [0, 7] is not used: there are 2 GPUs" in caplog.text
+    await new_control(EmptyStore(file), gpu_count=0).register(Registration("m/1"))
+    assert "deviceType gpu, and no GPU for this server" in caplog.text
 
 
 async def test_a_scale_that_waited_for_the_unregister_of_its_version_starts_nobody() -> None:

@@ -35,8 +35,8 @@ class TorchRunConfig(msgspec.Struct, frozen=True, kw_only=True):
     rdzv_backend: str = "c10d"
     rdzv_endpoint: str = ""
     rdzv_conf: str = ""
-    monitor_interval_s: int = 5
-    node_rank: int = 0
+    monitor_interval_s: int | None = None  # torchrun's own
+    node_rank: int | None = None
     omp_number_threads: int = 1
 
 

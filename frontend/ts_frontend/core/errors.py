@@ -253,6 +253,16 @@ class WorkerStartFailed(ServingError):
         self.was_refused = was_refused
 
 
+class NotEnoughDevices(ServingError):
+    """One worker of the model spans more GPUs than there are."""
+
+    kind = ErrorKind.INTERNAL
+
+    @classmethod
+    def of(cls, name: str, level: int) -> NotEnoughDevices:
+        return cls(f"No enough gpu devices for model:{name} parallelLevel:{level}")
+
+
 class SelfTestFailed(WorkerStartFailed):
     """A worker has loaded the model and does not answer the archive's own requests as it should."""
 

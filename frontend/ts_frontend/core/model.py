@@ -41,6 +41,9 @@ class TorchrunConfig:
     nproc_per_node: int = 1
     rdzv_backend: str = "c10d"
     rdzv_endpoint: str = ""
+    rdzv_conf: str = ""
+    monitor_interval_s: int | None = None
+    node_rank: int | None = None
     omp_threads: int = 1
 
 

@@ -37,6 +37,7 @@ TYPE_OF_CLASS: dict[type[ServingError], tuple[int, str]] = {
     errors.InvalidModel: (400, "InvalidModelException"),
     errors.ModelSetupFailed: (400, "ModelException"),
     errors.ArchiveDownloadFailed: (400, "DownloadArchiveException"),
+    errors.NotEnoughDevices: (500, "WorkerInitializationException"),
     errors.SelfTestFailed: (400, "InvalidModelException"),
     errors.InvalidModelVersion: (403, "InvalidModelVersionException"),
 }

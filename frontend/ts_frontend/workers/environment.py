@@ -109,14 +109,19 @@ class WorkerLaunch:
             command.append("--async")
         return command
 
+    def ranks(self, model: Model) -> int:
+        """How many processes of one worker are spoken to, each on a socket of its own."""
+        torchrun = model.config.torchrun
+        if torchrun is None or not _is_ranked(model) or model.config.async_communication:
+            return 1
+        return torchrun.nproc_per_node
+
     def _interpreter(self, model: Model, port: int) -> list[str]:
         torchrun = model.config.torchrun
-        if torchrun is not None and model.config.parallel_type not in (
-            ParallelType.NONE,
-            ParallelType.CUSTOM,
-        ):
+        if torchrun is not None and _is_ranked(model):
+            beside = os.path.join(os.path.dirname(model.python or self.python), "torchrun")
             command = [
-                "torchrun",
+                beside if os.path.exists(beside) else "torchrun",
                 *("--nnodes", str(torchrun.nnodes)),
                 *("--nproc-per-node", str(torchrun.nproc_per_node)),
                 *("--log-dir", os.path.join(self.log_location, "torchelastic_ts")),
@@ -124,6 +129,12 @@ class WorkerLaunch:
             ]
             if torchrun.rdzv_endpoint:
                 command += ["--rdzv-endpoint", torchrun.rdzv_endpoint]
+            if torchrun.rdzv_conf:
+                command += ["--rdzv-conf", torchrun.rdzv_conf]
+            if torchrun.monitor_interval_s is not None:
+                command += ["--monitor-interval", str(torchrun.monitor_interval_s)]
+            if torchrun.node_rank is not None:
+                command += ["--node-rank", str(torchrun.node_rank)]
             return [*command, "--rdzv-id", f"{model.id.name}_{port}", "--max-restarts", "1"]
         if model.runtime == "python3":
             return ["python3"]
@@ -155,23 +166,24 @@ class WorkerLaunch:
 
         Launchers that stand between us and the worker close what they do not know.
         """
-        is_direct = self.cpu_launcher_args is None and model.config.parallel_type in (
-            ParallelType.NONE,
-            ParallelType.CUSTOM,
-        )
-        if self.shared_bodies is None or not is_direct:
+        if self.shared_bodies is None or not self._is_direct(model):
             return None
         return self.shared_bodies.open_lane()
+
+    def _is_direct(self, model: Model) -> bool:
+        """Whether the worker is the process that we start, and no launcher's."""
+        return self.cpu_launcher_args is None and not _is_ranked(model)
 
     def worker_environment(self, model: Model, gpus: Sequence[int]) -> dict[str, str]:
         environment = {**self.environment, **self.variables}
         environment["PYTHONPATH"] = os.pathsep.join(self._python_path(model))
         # Ours reads these; TorchServe's worker does not know them.
-        environment["TS_WORKER_DIE_WITH_PARENT"] = str(os.getpid())
+        parent = str(os.getpid()) if self._is_direct(model) else "1"  # the launcher, whoever it is
+        environment["TS_WORKER_DIE_WITH_PARENT"] = parent
         environment[LEVELS_VARIABLE] = "1"
         config = model.config
         environment.update(_restrictions(config.containment).to_variables())
-        if config.parallel_type in (ParallelType.NONE, ParallelType.CUSTOM):
+        if not _is_ranked(model):
             # Of several ranks only one would hear of a cancel, and leave the others waiting.
             environment[CONTROLS_VARIABLE] = "1"
         if config.torchrun is not None and config.parallel_type is not ParallelType.NONE:
@@ -208,6 +220,11 @@ class WorkerLaunch:
         if os.path.basename(self.home) not in ("site-packages", "dist-packages"):
             path.append(self.home)
         return path
+
+
+def _is_ranked(model: Model) -> bool:
+    """Whether torchrun starts its workers, as several processes."""
+    return model.config.parallel_type not in (ParallelType.NONE, ParallelType.CUSTOM)
 
 
 def _restrictions(wanted: Containment) -> Restrictions:

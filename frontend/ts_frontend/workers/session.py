@@ -16,8 +16,9 @@ from typing import Any
 from ts.protocol.controls import has_controls
 from ts.protocol.messages import LoadModel, LoadReply, PredictReply, encode_load
 from ts_frontend.core.clock import monotonic
-from ts_frontend.core.model import Model
+from ts_frontend.core.model import Model, ParallelType
 from ts_frontend.workers.connections.base import ConnectionOwner, WorkerConnection
+from ts_frontend.workers.connections.ranks import RankConnections
 from ts_frontend.workers.connections.shared_memory import SharedMemoryLane
 from ts_frontend.workers.environment import WorkerLaunch
 from ts_frontend.workers.failure import FailureKind, WorkerFailure, last_exception, oom_kills
@@ -234,11 +235,30 @@ class WorkerSession:
 
     async def _try_to_connect(self) -> WorkerConnection:
         """Raises OSError if nobody has listened for `connect_s` or the process has ended."""
-        address = self._launch.address(self._place.port)
-        give_up_s = monotonic() + self._times.connect_s
+        count = self._launch.ranks(self._model)
+        if count == 1:
+            give_up_s = monotonic() + self._times.connect_s
+            return await self._try_to_connect_to(self._place.port, self, give_up_s)
+        # The first to listen has said so; the others are on their way.
+        give_up_s = monotonic() + self._times.listen_s
+        is_pipeline = self._model.config.parallel_type is ParallelType.PIPELINE
+        ranks = RankConnections(self, count, is_pipeline=is_pipeline)
+        try:
+            for rank in range(count):
+                port, owner = self._place.port + rank, ranks.owner_of(rank)
+                ranks.add(await self._try_to_connect_to(port, owner, give_up_s))
+        except BaseException:
+            ranks.close()
+            raise
+        return ranks
+
+    async def _try_to_connect_to(
+        self, port: int, owner: ConnectionOwner, give_up_s: float
+    ) -> WorkerConnection:
+        address = self._launch.address(port)
         while True:
             try:
-                return await self._connect(address, self, self._launch.max_field_bytes)
+                return await self._connect(address, owner, self._launch.max_field_bytes)
             except (ConnectionRefusedError, FileNotFoundError):
                 if self._launch.is_by_hand:
                     is_hopeless = self._is_unwanted

@@ -85,6 +85,19 @@ COMMANDS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ),
     (
         {},
+        {
+            "parallel_type": ParallelType.PIPELINE,
+            "torchrun": TorchrunConfig(
+                nproc_per_node=4, rdzv_conf="timeout=9", monitor_interval_s=2, node_rank=1
+            ),
+        },
+        [
+            *(*TORCHRUN_COMMAND, "--rdzv-conf", "timeout=9", "--monitor-interval", "2"),
+            *("--node-rank", "1", *TORCHRUN_END, SCRIPT, *UNIX, *METRICS),
+        ],
+    ),
+    (
+        {},
         {"parallel_type": ParallelType.CUSTOM, "torchrun": TORCHRUN},
         ["/bin/python", SCRIPT, *UNIX, *METRICS],
     ),
@@ -339,3 +352,35 @@ def test_the_line_for_a_shell_has_what_the_server_would_set_and_the_shell_has_no
     assert variables["PYTHONPATH"] == "/models/it's:/home"
     assert "HOME" not in variables
     assert "TS_WORKER_DIE_WITH_PARENT" not in variables
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ({}, 1),
+        ({"parallel_type": ParallelType.TENSOR, "torchrun": TORCHRUN}, 4),
+        ({"parallel_type": ParallelType.CUSTOM, "parallel_level": 4}, 1),
+        (
+            {
+                "parallel_type": ParallelType.TENSOR,
+                "torchrun": TORCHRUN,
+                "async_communication": True,
+            },
+            1,
+        ),
+    ],
+)
+def test_so_many_ranks_are_spoken_to(config: dict[str, Any], count: int) -> None:
+    assert new_launch().ranks(new_model(**config)) == count
+
+
+def test_a_worker_behind_a_launcher_ends_with_the_launcher() -> None:
+    """The server is not its parent: one that insists on that ends at once."""
+
+    def parent_of(launch: WorkerLaunch, **config: Any) -> str:
+        environment = launch.worker_environment(new_model(**config), [])
+        return environment["TS_WORKER_DIE_WITH_PARENT"]
+
+    assert parent_of(new_launch()) == str(os.getpid())
+    assert parent_of(new_launch(), parallel_type=ParallelType.TENSOR, torchrun=TORCHRUN) == "1"
+    assert parent_of(new_launch(cpu_launcher_args=["--ninstances", "1"])) == "1"
