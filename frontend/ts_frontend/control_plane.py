@@ -574,13 +574,29 @@ class ControlPlane:
         if not is_synchronous:
             self._watch(model, pool, started)
             return Scaled(model, low, False, False)
-        error = await pool.wait_loaded(started)
+        error = await self._wait_loaded(model, pool, started)
         if error is not None:
             cause = error.cause if isinstance(error, WorkerStartFailed) else error.message
             pool.remove(started, cause)
             raise error
         is_complete = pool.healthy_count >= low
         return Scaled(model, low, True, is_complete)
+
+    async def _wait_loaded(
+        self, model: Model, pool: WorkerPool, started: Sequence[Worker]
+    ) -> ServingError | None:
+        """None when those of `started` that are still wanted have loaded.
+
+        Whom a later scale has stopped was not at fault, and the model is not to go for it.
+        """
+        while True:
+            error = await pool.wait_loaded(started)
+            if not isinstance(error, WorkerStartFailed) or not error.was_stopped:
+                return error
+            wanted = [worker for worker in started if worker in pool.workers]
+            if model.status is ModelStatus.UNREGISTERING or len(wanted) == len(started):
+                return error
+            started = wanted
 
     def _limited(self, model: Model, low: int, high: int) -> tuple[int, int]:
         """No more workers than there may be, or GPUs for. Raises NotEnoughDevices."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -240,6 +241,48 @@ async def test_a_register_whose_version_is_unregistered_meanwhile_hears_of_its_w
         pool.may_close.set()
     assert isinstance(registering.result(), WorkerStartFailed)
     assert not control.pools
+
+
+class ShrinkingPool(WorkerPool):
+    """Its workers load when the test says so; a scale takes surplus ones out at once."""
+
+    def __init__(self) -> None:
+        self.workers = []
+        self.min_workers = self.max_workers = 0
+        self.changed = asyncio.Event()
+        self.has_loaded = False
+
+    def scale(self, min_workers: int, max_workers: int, grace_s: float) -> list[Worker]:
+        del self.workers[max_workers:]
+        started: list[Any] = [
+            SimpleNamespace(is_healthy=True, number=number)
+            for number in range(len(self.workers), min_workers)
+        ]
+        self.workers += started
+        self.changed.set()
+        return started
+
+    async def wait_loaded(self, workers: Iterable[Worker]) -> ServingError | None:
+        while all(worker in self.workers for worker in workers):
+            if self.has_loaded:
+                return None
+            await self.changed.wait()
+            self.changed.clear()
+        return WorkerStartFailed("stopped", was_stopped=True)
+
+
+async def test_a_scale_down_during_a_register_takes_workers_and_not_the_model() -> None:
+    pool = ShrinkingPool()
+    control = ControlPlane(EmptyStore(), ModelRegistry(), lambda model: pool, Defaults())
+    registering = asyncio.create_task(control.register(Registration("m/1", initial_workers=3)))
+    await wait_until(lambda: len(pool.workers) == 3)
+    await control.scale("m", None, 1, 1, False)
+    await asyncio.sleep(0)
+    pool.has_loaded = True
+    pool.changed.set()
+    scaled = await registering
+    assert not scaled.is_complete  # not as many as were asked for: 206
+    assert [model.id for model in control.registry] == [ModelId("m", "1")]
 
 
 async def test_a_client_that_leaves_during_its_unregister_leaves_no_archive_behind() -> None:

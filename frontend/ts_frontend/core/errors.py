@@ -236,6 +236,7 @@ class WorkerStartFailed(ServingError):
 
     cause:       why, for the log and the operator.
     was_refused: the worker itself answered that it cannot load the model, rather than dying.
+    was_stopped: nothing was wrong; the server ended it, for a scale or an unregister.
     """
 
     kind = ErrorKind.INTERNAL
@@ -247,10 +248,12 @@ class WorkerStartFailed(ServingError):
         cause: str = "",
         out_of_memory: bool = False,
         was_refused: bool = False,
+        was_stopped: bool = False,
     ) -> None:
         super().__init__(message, ErrorKind.OUT_OF_MEMORY if out_of_memory else None)
         self.cause = cause
         self.was_refused = was_refused
+        self.was_stopped = was_stopped
 
 
 class NotEnoughDevices(ServingError):

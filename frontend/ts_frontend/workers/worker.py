@@ -207,7 +207,11 @@ class Worker:
             self.advance(WorkerEvent.ENDED)
             self._owner.worker_is_gone(self)
             self._settle(
-                WorkerStartFailed("The worker was stopped before it had loaded the model.")
+                WorkerStartFailed(
+                    "Failed to start workers for model {} version: {}".format(*self.model.id),
+                    cause="stopped, by a scale or an unregister, before it had loaded the model",
+                    was_stopped=True,
+                )
             )
 
     async def stop(self, grace_s: float | None) -> None:
