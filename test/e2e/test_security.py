@@ -9,6 +9,7 @@ import http.server
 import importlib
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from fake_planes import FakePlanes
 from google.protobuf.empty_pb2 import Empty
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
-from serving import MODELS, RunningServer, archive, start_server, wait_until
+from serving import MODELS, ROOT, RunningServer, archive, start_server, wait_until
 from their_server import free_port
 
 from ts_frontend.dialects import DIALECTS
@@ -265,6 +266,47 @@ def test_one_listener_for_both_apis_has_a_key_for_each(store: Path, tmp_path: Pa
             for path in {*INFERENCE_PATHS, *MANAGEMENT_PATHS}:
                 for wrong in (None, "wrong-key"):
                     assert door.ask(method, path, wrong)[0] in (400, 404, 405), (method, path)
+    finally:
+        assert running.stop() == 0
+
+
+def test_cve_2025_23319_errors_tell_clients_nothing_of_the_inside(
+    store: Path, tmp_path: Path
+) -> None:
+    """The name of an internal memory segment in an error's text was the way in."""
+    for name in ("dies", "wrong_length", "fails_on_predict", "fails_on_import", "echo"):
+        archive(store, name, MODELS / f"{name}.py")
+    running = start_server(tmp_path / "server", store, ts_open_inference_protocol="true")
+    try:
+        for name in ("dies", "wrong_length", "fails_on_predict", "echo"):
+            assert running.register(f"{name}.mar", initial_workers=1).status_code == 200
+        assert running.register("fails_on_import.mar").status_code == 200
+        inside = [
+            *(str(path) for path in (tmp_path, store, ROOT, Path(sys.prefix))),
+            *(".sock", "/dev/shm", "Traceback", "site-packages", "object at 0x"),
+            *(f"{pid}" for name in ("dies", "echo") for pid in running.worker_pids(name)),
+        ]
+        answers = [
+            running.predict("dies", b"exit"),
+            running.predict("dies", b"kill"),
+            running.predict("wrong_length", b"x"),
+            running.predict("fails_on_predict", b"x"),
+            running.predict("fails_on_import", b"x"),
+            running.predict("nobody", b"x"),
+            running.predict("echo", bytes(7_000_000)),
+            running.predict("echo", b"{", headers={"Content-Type": "multipart/form-data"}),
+            requests.post(f"{running.inference}/v2/models/echo/infer", data=b"{", timeout=20),
+            requests.post(
+                f"{running.inference}/v2/models/echo/infer",
+                json={"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": ["a"]}]},
+                timeout=20,
+            ),
+            requests.get(f"{running.inference}/../../etc/passwd", timeout=20),
+        ]
+        for answer in answers:
+            assert answer.status_code >= 400, answer.text
+            said = answer.text + str(answer.headers)
+            assert not [word for word in inside if word in said], said
     finally:
         assert running.stop() == 0
 

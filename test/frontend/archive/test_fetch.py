@@ -328,7 +328,7 @@ def test_redirect_to_another_scheme(downloads: Downloads, web, target: str) -> N
     downloads.refused(web.redirect("/m.mar", target), LOOPBACK, ".*", reason="URL")
 
 
-def test_redirect_into_the_network(downloads: Downloads, web) -> None:
+def test_cve_2026_33626_redirect_into_the_network(downloads: Downloads, web) -> None:
     """Named in allowed_urls is only the first host; the open default names nobody."""
     url = web.redirect("/m.mar", "http://169.254.169.254/latest/meta-data/")
     downloads.refused(
@@ -510,7 +510,9 @@ def test_next_address_where_one_does_not_answer(downloads: Downloads, web) -> No
         ("s3://bucket/m.mar", "only file, http and https"),
     ],
 )
-def test_url_that_is_read_in_two_ways(downloads: Downloads, url: str, reason: str) -> None:
+def test_cve_2026_24779_url_that_is_read_in_two_ways(
+    downloads: Downloads, url: str, reason: str
+) -> None:
     message = downloads.refused(url, "(?s).*", reason=reason)
     assert "secret" not in message
     assert downloads.resolved == []

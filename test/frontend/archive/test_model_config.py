@@ -243,10 +243,20 @@ def _bomb(link: str) -> str:
 
 
 @pytest.mark.parametrize("link", ["'<<'", "<<", "k"])
-def test_alias_bomb(link: str) -> None:
+def test_cve_2022_1471_alias_bomb(link: str) -> None:
     config, (warning,) = parse(_bomb(link))
     assert config is None
     assert "aliases" in warning or "merged keys" in warning
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!javax.script.Engine"]
+)
+def test_cve_2022_1471_a_tag_makes_no_object(tag: str) -> None:
+    """SnakeYAML built whatever class a model's or a workflow's file named."""
+    config, (warning,) = parse(f"batchSize: {tag} ['true']")
+    assert config is None
+    assert "no valid YAML" in warning
 
 
 @pytest.mark.parametrize("text", ["&a [*a]", "batchSize: &a [*a]", "&a {<<: *a, batchSize: 2}"])

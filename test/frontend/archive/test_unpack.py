@@ -133,7 +133,7 @@ BAD_NAMES = ["a\nb", "a\x1b[31mb", "a" * 300, "/".join("a" * 100), "d/" * 600 + 
 
 
 @pytest.mark.parametrize("name", SLIPS)
-async def test_name_that_leaves(places, mar: Build, tgz: Build, name: str) -> None:
+async def test_cve_2023_48299_name_that_leaves(places, mar: Build, tgz: Build, name: str) -> None:
     await _refused(places, mar({"ok": b"1", name: b"2"}), "Detected Zip Slip vulnerability")
     await _refused(places, tgz({"m/ok": b"1", name: b"2"}), "Detected Zip Slip vulnerability")
     await _refused(places, tgz({"m/" + name: b"2"}), "Detected Zip Slip vulnerability")
