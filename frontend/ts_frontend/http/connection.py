@@ -151,7 +151,6 @@ class HttpConnection(asyncio.Protocol):
         "_received",
         "_router",
         "_since_s",
-        "_skips_body",
         "_small_read",
         "_stalled_bytes",
         "_stalled_since_s",
@@ -220,7 +219,6 @@ class HttpConnection(asyncio.Protocol):
         self._is_chunked = False
         self._trailers_from = 0
         self._is_swallowing = False  # the request was answered at its head, its body is dropped
-        self._skips_body = False  # ... and is not even expected
         self._wants_continue = False
 
     def __repr__(self) -> str:
@@ -434,8 +432,6 @@ class HttpConnection(asyncio.Protocol):
                 ):
                     logger.error("A parser callback failed", exc_info=cause)
                 self._note_fault(400, INVALID_MESSAGE)
-        if self._skips_body:
-            self._skip_body()
         return len(data)
 
     def _ignore_upgrade(self) -> None:
@@ -454,19 +450,6 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(events)
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
         events.is_replaying = False
-
-    def _skip_body(self) -> None:
-        """After a refused expectation the client does not send the body, as with TorchServe.
-
-        A body that came in the same read as its head shows a client that did not wait; then the
-        rest of it is dropped like any other.
-        """
-        self._skips_body = False
-        if self._phase == _BODY and not self._received and not self._chunks:
-            self._parser = httptools.HttpRequestParser(self)
-            self._is_swallowing = False
-            self._phase = _DEAF if self._is_last else _IDLE
-            self._since_s = self.listener.now_s
 
     def _note_fault(self, status: int, message: str) -> None:
         if self._fault is None:
@@ -540,8 +523,8 @@ class HttpConnection(asyncio.Protocol):
             self._trailers_from = len(self._headers)
         refuse = self.listener.refuse_body
         if length > self._small_read and refuse is not None and (refusal := refuse(length)):
-            self._skips_body = bool(expectation)
-            self._swallow(refusal + b"\r\n", refusal + b"connection: close\r\n\r\n")
+            answers = refusal + b"\r\n", refusal + b"connection: close\r\n\r\n"
+            self._swallow(*answers, was_expected=bool(expectation))
         elif expectation and self._version == "1.1":
             self._meet_expectation(expectation, length)
         elif length > self._max_body_bytes:
@@ -557,11 +540,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _meet_expectation(self, expectation: bytes, length: int) -> None:
         if expectation != b"100-continue":
-            self._skips_body = True
-            self._swallow(_BARE_417, _BARE_417_CLOSE)
+            has_body = length > 0 or self._is_chunked
+            self._swallow(_BARE_417, _BARE_417_CLOSE, was_expected=has_body)
         elif length > self._max_body_bytes:
-            self._skips_body = True
-            self._swallow(*self._too_large())
+            self._swallow(*self._too_large(), was_expected=True)
         elif self.current is None and not self._parsed:
             self.transport.write(_CONTINUE)
         else:
@@ -570,10 +552,15 @@ class HttpConnection(asyncio.Protocol):
     def _too_large(self) -> tuple[bytes, bytes]:
         return self.listener.too_large(self._method, self._target)
 
-    def _swallow(self, answer: bytes, closing_answer: bytes) -> None:
-        """Answer at the head of a request; its body is read and dropped."""
+    def _swallow(self, answer: bytes, closing_answer: bytes, *, was_expected: bool = False) -> None:
+        """Answer at the head of a request; its body is read and dropped.
+
+        was_expected: the client has asked whether to send the body. Some send it all the same and
+        some do not, so nobody can tell what the next bytes are: they must not be taken for a
+        request, which they would be where TorchServe keeps the connection.
+        """
         self._is_swallowing = True
-        close = not self._keep_alive
+        close = was_expected or not self._keep_alive
         self._is_last = close
         self._parsed.append(BareAnswer(closing_answer if close else answer, close))
 

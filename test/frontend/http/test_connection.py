@@ -697,15 +697,8 @@ class TestTooLarge:
 
     async def test_expected_body_is_refused_and_not_awaited(self, serve, connect):
         client = await connect(await serve(path, limits=SMALL_BODIES))
-        self.assert_bare(await client.ask(TOO_LONG + b"Expect: 100-continue\r\n\r\n"))
-        assert (await client.ask(b"GET /next HTTP/1.1\r\n\r\n")).body == b"/next"
-
-    async def test_client_that_does_not_wait_gets_its_body_dropped(self, serve, connect):
-        client = await connect(await serve(path, limits=SMALL_BODIES))
-        await client.send(TOO_LONG + b"Expect: 100-continue\r\n\r\n" + bytes(300))
-        self.assert_bare(await client.answer())
-        await client.send(bytes(700))
-        assert (await client.ask(b"GET /next HTTP/1.1\r\n\r\n")).body == b"/next"
+        self.assert_bare(await client.ask(TOO_LONG + b"Expect: 100-continue\r\n\r\n"), close=True)
+        assert await client.is_closed()
 
     async def test_answer_waits_for_its_turn(self, serve, connect):
         held = Held()
@@ -741,9 +734,43 @@ class TestExpect:
         assert held.requests[1].body == b"body"
         held.requests[1].respond(200)
 
-    async def test_other_expectations_are_refused_and_the_connection_kept(self, serve, connect):
+    @pytest.mark.parametrize("expectation", [b"magic", b"100-continue"])
+    @pytest.mark.parametrize("pieces", [1, 2])
+    async def test_the_body_of_a_refused_expectation_is_no_request(
+        self, serve, connect, expectation, pieces
+    ):
+        """A client that sends it all the same has said how long it is: a proxy would have."""
+        seen = []
+
+        def note(request):
+            seen.append(request.target)
+            request.respond(200)
+
+        client = await connect(await serve(note, limits={"max_body_bytes": 10}))
+        inner = b"GET /smuggled HTTP/1.1\r\n\r\n"
+        head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\nExpect: %b\r\n\r\n"
+        head %= len(inner), expectation
+        if pieces == 1:
+            answer = await client.ask(head + inner)
+        else:
+            answer = await client.ask(head)
+            await client.send(inner)
+        assert answer.status == (417 if expectation == b"magic" else 413)
+        assert answer[b"connection"] == b"close"
+        assert await client.is_closed()
+        assert seen == []
+
+    async def test_other_expectations_are_refused(self, serve, connect):
+        listener = await serve(path)
+        for framing in (b"Content-Length: 4", b"Transfer-Encoding: chunked"):
+            client = await connect(listener)
+            answer = await client.ask(b"POST / HTTP/1.1\r\n%b\r\nExpect: magic\r\n\r\n" % framing)
+            TestTooLarge.assert_bare(answer, 417, b"Expectation Failed", close=True)
+            assert await client.is_closed()
+
+    async def test_without_a_body_an_expectation_costs_no_connection(self, serve, connect):
         client = await connect(await serve(path))
-        answer = await client.ask(b"POST / HTTP/1.1\r\nContent-Length: 4\r\nExpect: magic\r\n\r\n")
+        answer = await client.ask(b"GET / HTTP/1.1\r\nExpect: magic\r\n\r\n")
         TestTooLarge.assert_bare(answer, 417, b"Expectation Failed")
         assert (await client.ask(b"GET /next HTTP/1.1\r\n\r\n")).body == b"/next"
 
