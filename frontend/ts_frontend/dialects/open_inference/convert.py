@@ -108,6 +108,7 @@ def read_http(
     text = body if json_bytes == len(body) else memoryview(body)[:json_bytes]
     try:
         request = _REQUEST.decode(text)
+        _check_utf8(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"The body is not an Open Inference request: {error}") from None
     except RecursionError:
@@ -126,6 +127,15 @@ def read_http(
         for output in request.outputs or ()
     ]
     return InferCall(request.id or "", text, wanted, is_binary, raw)
+
+
+def _check_utf8(text: tensors.Buffer) -> None:
+    """The decoder does not look into members that the protocol does not know, and the worker's
+    would stumble over them. Raises UnicodeDecodeError.
+    """
+    text = text.tobytes() if isinstance(text, memoryview) else text
+    if not text.isascii():
+        text.decode()
 
 
 def _json_length(body: bytes | bytearray | memoryview, header_length: bytes | None) -> int:

@@ -344,6 +344,8 @@ HEAD = http_body(BINARY)
         (b'{"inputs": [{}]}', None),
         (b'{"inputs": [1]}', None),
         (b"\xff\xfe", None),
+        (http_body(fp32(data=[1]))[:-1] + b', "\xb2": 1}', None),
+        (http_body(BINARY)[:-1] + b', "\xb2": 1}' + bytes(4), str(len(HEAD) + 8)),
         (b"[" * 200_000, None),
         (b'{"inputs": ' + b"[" * 200_000, None),
         (http_body(fp32()), None),
