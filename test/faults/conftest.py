@@ -16,7 +16,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with every model of these tests."""
     folder = tmp_path_factory.mktemp("store")
     archive(folder, "ids", MODELS / "ids.py")
-    for path in OWN_MODELS.glob("*.py"):
+    for path in (*OWN_MODELS.glob("*.py"), MODELS / "cooperates.py", MODELS / "sleeps_async.py"):
         more = {}
         if path.stem.endswith("_async"):
             config = tmp_path_factory.mktemp("config") / "model-config.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def server(start: Callable[..., RunningServer]) -> RunningServer:
         http_body_timeout=BODY_TIMEOUT_S,
         max_response_buffer=4 * MIB,
         max_connections=3000,
+        job_queue_size=300,
     )
     for name, workers in {"ids": 2, "marked_stream": 2, "misbehaves": 1}.items():
         answer = running.register(f"{name}.mar", initial_workers=workers, batch_size=1)
@@ -85,6 +87,60 @@ async def test_serve_1888_clients_that_abort_leave_the_workers_alone(server, nei
     await asyncio.to_thread(
         wait_until, lambda: connections(server) <= before + 4, what="the end of their connections"
     )
+
+
+@pytest.mark.parametrize("model", ["cooperates", "sleeps_async"])
+async def test_serve_1888_two_hundred_aborts_leave_no_worker_busy(server, model) -> None:
+    """Handlers of ten seconds that can be told to stop: a second later nobody works for nobody."""
+    answer = server.register(f"{model}.mar", initial_workers=1, batch_size=1)
+    assert answer.status_code == 200, answer.text
+    try:
+        pids = server.worker_pids(model)
+        usual_s = min([await answer_s(server, model) for _ in range(5)])
+        for at_once in (1, 199):  # at work, and waiting where one is all that the handler takes
+            begun = requests_of(server, model)
+            leaving = [await Connection.open(server.inference) for _ in range(at_once)]
+            for connection in leaving:
+                await connection.send(Ask("", model, lambda mark: b"10").request(""))
+            await until(lambda n=begun + at_once: requests_of(server, model) >= n, "the requests")
+            assert busy_workers(server, model) == 1
+            began_s = time.monotonic()
+            for connection in leaving:
+                connection.reset()
+            await until(lambda: busy_workers(server, model) == 0, "the end of the work")
+            assert time.monotonic() - began_s < 1
+            assert await answer_s(server, model) < usual_s + 0.5
+        assert server.worker_pids(model) == pids
+        assert gauge(server, "ts_worker_restarts_total", model) == 0
+    finally:
+        server.session.delete(f"{server.management}/models/{model}", timeout=20)
+
+
+async def answer_s(server: RunningServer, model: str) -> float:
+    """Seconds that a request of no work takes."""
+    began_s = time.monotonic()
+    answer = await asyncio.to_thread(server.predict, model, b"0")
+    assert answer.status_code == 200, answer.text
+    return time.monotonic() - began_s
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    await asyncio.to_thread(wait_until, condition, what=what)
+
+
+def gauge(server: RunningServer, name: str, model: str) -> float:
+    """The sum over all versions and causes."""
+    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
+    values = re.findall(rf'^{name}{{[^}}]*model_name="{model}"[^}}]*}} (\S+)', text, re.MULTILINE)
+    return sum(map(float, values))
+
+
+def busy_workers(server: RunningServer, model: str) -> float:
+    return gauge(server, "ts_busy_workers", model)
+
+
+def requests_of(server: RunningServer, model: str) -> float:
+    return gauge(server, "ts_inference_requests_total", model)
 
 
 async def test_a_client_that_shuts_down_its_sending_side_gets_its_answer(server) -> None:
