@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzzing import fuzzed
+from fuzzing import fuzzed, outcome, pieces_of
 from hypothesis import given
 from hypothesis import strategies as st
 from reply_codec import encode_predict_reply
@@ -13,7 +13,6 @@ from ts.protocol.messages import (
     Part,
     Prediction,
     PredictRequest,
-    ProtocolError,
     ReplyReader,
     encode_load,
     encode_predict,
@@ -51,36 +50,6 @@ def damaged(data: bytes, flips, lost: int) -> bytes:
     for position, value in flips:
         changed[position % len(changed)] = value
     return bytes(changed[: len(changed) - lost])
-
-
-def outcome(reader, step, pieces) -> tuple[list[str], str]:
-    """What was read, and the complaint that ended it."""
-    read = []
-    try:
-        for piece in pieces:
-            reader.feed(piece)
-            while (message := step()) is not None:
-                read.append(plain(message))
-    except ProtocolError as error:
-        return read, str(error)
-    return read, ""
-
-
-def plain(message) -> str:
-    """Whether a body is kept as bytes or as a view depends on how it came, and means nothing."""
-    if isinstance(message, memoryview | bytearray | bytes):
-        return repr(bytes(message))
-    if isinstance(message, list | tuple):
-        return f"{type(message).__name__}({', '.join(plain(item) for item in message)})"
-    return repr(message)
-
-
-def pieces_of(data: bytes, cuts) -> list[bytes]:
-    pieces, position = [], 0
-    for size in cuts:
-        pieces.append(data[position : position + size])
-        position += size
-    return [piece for piece in (*pieces, data[position:]) if piece]
 
 
 @fuzzed
