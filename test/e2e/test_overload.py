@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 import uvloop
 from serving import RunningServer, archive, start_server, wait_until
 
 from benchmarks.overload import HANDLER, Client, Step
+from ts_frontend.grpc.stubs.inference_pb2 import PredictionsRequest
+from ts_frontend.grpc.stubs.inference_pb2_grpc import InferenceAPIsServiceStub
 
 CONFIG = """
 minWorkers: 1
@@ -104,7 +108,7 @@ def test_under_five_times_the_load_the_work_that_is_done_is_in_time(
     assert {answer.name for answer in step.served()} <= set(ran)
 
 
-def test_a_request_whose_time_is_over_never_runs(server: RunningServer) -> None:
+def test_serve_1322_a_request_whose_time_is_over_never_runs(server: RunningServer) -> None:
     """Nothing is known of the model's speed yet, so that they are let in and wait."""
     counted = requests_to(server, "slow")
     with ThreadPoolExecutor(6) as clients:
@@ -130,7 +134,7 @@ def test_a_request_whose_time_is_over_never_runs(server: RunningServer) -> None:
     assert names_that_ran(server, "slow") == ["first"]
 
 
-def test_a_full_queue_says_why_and_when_to_come_again(server: RunningServer) -> None:
+def test_serve_2333_a_full_queue_says_why_and_when_to_come_again(server: RunningServer) -> None:
     url = f"{server.inference}/predictions/narrow"
     with ThreadPoolExecutor(8) as clients:
         began_s = time.monotonic()
@@ -146,6 +150,22 @@ def test_a_full_queue_says_why_and_when_to_come_again(server: RunningServer) -> 
         assert answer.headers["x-error-reason"] == "queue_full"
         assert int(answer.headers["Retry-After"]) >= 1
         assert answer.headers["connection"] == "keep-alive"
+
+
+def test_serve_3342_a_full_queue_is_no_internal_error_over_grpc(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.grpc_inference) as channel:
+        stub = InferenceAPIsServiceStub(channel)
+        calls = [
+            stub.Predictions.future(
+                PredictionsRequest(model_name="narrow", input={"data": f"g{n}".encode()})
+            )
+            for n in range(6)
+        ]
+        codes = Counter(call.code() for call in calls)
+        refused = [call for call in calls if call.code() is grpc.StatusCode.UNAVAILABLE]
+    assert codes == {grpc.StatusCode.OK: 2, grpc.StatusCode.UNAVAILABLE: 4}
+    for call in refused:
+        assert int(dict(call.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
 
 
 def test_all_models_together_hold_no_more_bytes_than_allowed(server: RunningServer) -> None:
@@ -166,7 +186,7 @@ def test_all_models_together_hold_no_more_bytes_than_allowed(server: RunningServ
     assert server.predict("narrow", b"a").status_code == 200
 
 
-def test_a_tenant_s_flood_is_not_in_another_s_way(server: RunningServer) -> None:
+def test_serve_2791_a_tenant_s_flood_is_not_in_another_s_way(server: RunningServer) -> None:
     url = f"{server.inference}/predictions/steady"
 
     def ask(tenant: str, number: int) -> int:

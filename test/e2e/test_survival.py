@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -292,3 +293,28 @@ def test_serve_967_recycling_loses_nothing(server: RunningServer, tmp_path: Path
     assert len(server.worker_pids("recycles")) == 2
     server.wait_ready("recycles", 2)
     assert counter(server, "ts_worker_restarts_total", "recycles") == 0
+
+
+def test_serve_967_a_leak_costs_its_workers_and_no_request(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    """What a worker holds stays near the limit, however many requests leak."""
+    limit_mib = 160
+    config = f"minWorkers: 2\nmaxWorkers: 2\nmaxWorkerMemoryInMB: {limit_mib}\n"
+    register(server, "leaks", config, tmp_path)
+    seen: set[int] = set()
+    highest_bytes = 0
+
+    def has_changed() -> bool:
+        nonlocal highest_bytes
+        for pid in server.worker_pids("leaks"):
+            seen.add(pid)
+            with contextlib.suppress(psutil.Error):
+                highest_bytes = max(highest_bytes, psutil.Process(pid).memory_info().rss)
+        return len(seen) >= 6
+
+    with load(server, "leaks") as answers:
+        wait_until(has_changed, 60, what="four replacements")
+    assert set(answers) == {"200"}
+    assert highest_bytes < 3 * limit_mib * 2**20
+    assert counter(server, "ts_worker_restarts_total", "leaks") == 0
