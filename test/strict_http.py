@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 # Line ends before a request are passed over, whatever they are made of: they belong to no message.
-_HEAD = re.compile(rb"[\r\n]*([A-Z]+) ([!-~]+) HTTP/1\.[01]\r\n((?:[^\r\n]+\r\n)*)\r\n")
+# More than one space between the words of a request line may be (RFC 9112, 3), and ends nothing.
+_HEAD = re.compile(rb"[\r\n]*([A-Z-]+) +([!-~]+) +HTTP/1\.[01]\r\n((?:[^\r\n]+\r\n)*)\r\n")
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\0\r\n]*?)[ \t]*")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
 _TRAILERS = re.compile(rb"(?:[^\r\n]+\r\n)*\r\n")

@@ -9,15 +9,19 @@ breaks the target, takes longer than ten seconds or more than 2 GiB is put into
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 CASES = Path(__file__).parent / "cases"
 ONE_INPUT_S = 10
 MAX_INPUT_BYTES = 8192
 MAX_MIB = 2048
+BROKEN = 77  # the status of a process whose target has raised
 LAST_INPUT_S = 60  # what a search may take beyond its time, with its start
 TARGET_NAMES = ("http", "forms", "tensors", "archive", "frames")
 
@@ -32,7 +36,7 @@ def search(name: str, seconds: int, corpus: Path) -> int:
     kept.mkdir(parents=True, exist_ok=True)
     before = set(kept.iterdir())
     corpus.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "fuzz.run", "--one", name, str(corpus), str(kept)]
+    command = [sys.executable, "-m", "fuzz.run", "--one", name, str(kept), str(corpus), str(kept)]
     command += [
         f"-artifact_prefix={kept}/",
         f"-max_total_time={seconds}",
@@ -64,7 +68,7 @@ def search(name: str, seconds: int, corpus: Path) -> int:
     return done.returncode
 
 
-def search_here(name: str, corpus: Path, flags: list[str]) -> None:
+def search_here(name: str, kept: Path, corpus: Path, flags: list[str]) -> None:
     """The search itself. Never returns: libFuzzer ends the process."""
     import atheris
 
@@ -75,13 +79,28 @@ def search_here(name: str, corpus: Path, flags: list[str]) -> None:
     target = TARGETS[name]
     for number, seed in enumerate(target.seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
-    atheris.Setup([sys.argv[0], str(corpus), *flags], target.check)
+    tried = 0
+
+    def check(data: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        try:
+            target.check(data)
+        except BaseException:
+            # libFuzzer would write it at the end of the process, which its own alarm may cut off.
+            case = kept / f"broken-{hashlib.sha1(data, usedforsecurity=False).hexdigest()[:12]}"
+            case.write_bytes(data)
+            traceback.print_exc()
+            print(f"stat::number_of_executed_units: {tried}", file=sys.stderr, flush=True)
+            os._exit(BROKEN)
+
+    atheris.Setup([sys.argv[0], str(corpus), *flags], check)
     atheris.Fuzz()
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--one"]:
-        search_here(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
+        search_here(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("seconds", type=int, nargs="?", default=60, help="for each target (60)")
     parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGET_NAMES)}; all, if none")
