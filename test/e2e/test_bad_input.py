@@ -121,7 +121,7 @@ def test_a_wrong_archive_is_refused_and_leaves_nothing(
         ("/etc/passwd", "Model not found at: /etc/passwd"),
     ],
 )
-def test_a_location_that_is_not_allowed(
+def test_cve_2024_35198_a_location_that_is_not_allowed(
     server: RunningServer, store: Path, url: str, message: str
 ) -> None:
     before = picture(store, server.folder / "tmp")
@@ -209,7 +209,9 @@ def test_a_management_body_that_is_no_json_object(server: RunningServer) -> None
 
 
 @pytest.mark.parametrize("parameters", [{"min_worker": -1}, {"min_worker": 3, "max_worker": 2}])
-def test_impossible_numbers_of_workers(server: RunningServer, parameters: dict[str, int]) -> None:
+def test_serve_2038_impossible_numbers_of_workers(
+    server: RunningServer, parameters: dict[str, int]
+) -> None:
     answer = server.session.put(f"{server.management}/models/echo", params=parameters, timeout=20)
     assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestException")
     assert len(server.worker_pids("echo")) == 1

@@ -131,7 +131,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_what_would_fail_again_is_not_tried_for_ever(
+def test_serve_2452_what_would_fail_again_is_not_tried_for_ever(
     server: RunningServer, name: str, tmp_path: Path
 ) -> None:
     source, cause, word = LASTING[name]
@@ -176,7 +176,9 @@ def test_ready_means_that_a_worker_answers_now(server: RunningServer) -> None:
     unregister(server, "halted")
 
 
-def test_ready_when_each_model_serves_and_live_all_the_time(server: RunningServer) -> None:
+def test_serve_3047_ready_when_each_model_serves_and_live_all_the_time(
+    server: RunningServer,
+) -> None:
     assert add(server, "ready").status_code == 200
     assert readiness(server) == (200, {})
     pid = server.worker_pids("ready")[0]
@@ -252,7 +254,7 @@ def test_workers_do_not_see_what_is_hidden(server: RunningServer) -> None:
     assert SECRET not in Path(f"/proc/{pid}/environ").read_text()
 
 
-def test_a_server_whose_models_did_not_load_is_not_ready(tmp_path: Path) -> None:
+def test_serve_2099_a_server_whose_models_did_not_load_is_not_ready(tmp_path: Path) -> None:
     store = tmp_path / "store"
     good = archive(store, "good", MODELS / "confined.py")
     (store / "cut.mar").write_bytes(good.read_bytes()[:200])

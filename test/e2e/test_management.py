@@ -216,7 +216,7 @@ def test_ping_and_kserve_status(server: RunningServer) -> None:
     forget(server, "echo")
 
 
-def test_metrics_are_counted(server: RunningServer) -> None:
+def test_serve_2907_metrics_are_counted(server: RunningServer) -> None:
     server.register("echo.mar", initial_workers=1)
     server.predict("echo", b"x")
     text = server.session.get(f"{server.metrics}/metrics", timeout=20).text

@@ -57,7 +57,9 @@ def residency(server: RunningServer, name: str) -> dict[str, Any]:
     return found
 
 
-def test_a_lazy_model_is_loaded_once_for_all_who_ask_first(tmp_path: Path, store: Path) -> None:
+def test_serve_1769_a_lazy_model_is_loaded_once_for_all_who_ask_first(
+    tmp_path: Path, store: Path
+) -> None:
     pack(store, tmp_path, "lazy", "echo.py", "load: lazy\nidleUnloadInSec: 1\n")
     with serving(tmp_path / "server", store, load_models="lazy.mar") as server:
         assert server.describe("lazy")["workers"] == []
@@ -99,7 +101,7 @@ def test_a_registered_lazy_model_says_so_and_a_failed_load_says_why(
         assert [item["modelName"] for item in ready.json()["models"]] == ["broken"]
 
 
-def test_many_models_share_a_budget(tmp_path: Path, store: Path) -> None:
+def test_triton_7279_many_models_share_a_budget(tmp_path: Path, store: Path) -> None:
     names = [f"weighs{number}" for number in range(MODEL_COUNT)]
     for name in names:
         pack(store, tmp_path, name, "weighs.py", ONE_WORKER, weight=str(WEIGHT_MB))
@@ -149,7 +151,7 @@ class PeakMemory:
         self._thread.join()
 
 
-def test_workers_follow_the_load(tmp_path: Path, store: Path) -> None:
+def test_serve_3339_workers_follow_the_load(tmp_path: Path, store: Path) -> None:
     config = "minWorkers: 1\nmaxWorkers: 3\nautoscaleWait: 50\nautoscaleIdleInSec: 1\n"
     pack(store, tmp_path, "sleeps", "sleeps.py", config)
     keys = {"autoscale_interval": "0.1"}
@@ -213,7 +215,7 @@ def pack_needy(store: Path, folder: Path, name: str, version: str, config: str =
     )
 
 
-def test_models_with_other_versions_of_a_package_stand_side_by_side(
+def test_serve_2826_models_with_other_versions_of_a_package_stand_side_by_side(
     tmp_path: Path, store: Path, wheels: Path
 ) -> None:
     pack_needy(store, tmp_path, "old", "1.0")

@@ -154,7 +154,7 @@ def test_a_thousand_mixed_requests_get_their_own_answers(
     assert wrong == []
 
 
-def test_the_log_keeps_the_level_of_what_a_handler_logs(server: RunningServer) -> None:
+def test_serve_727_the_log_keeps_the_level_of_what_a_handler_logs(server: RunningServer) -> None:
     server.predict("fails_on_predict", b"x")
     lines = (server.folder / "logs" / "model_log.log").read_text
     wait_until(lambda: "ValueError: this handler always fails" in lines(), what="the traceback")

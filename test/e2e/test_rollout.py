@@ -17,7 +17,7 @@ import pytest
 from faults.load import Ask, Ledger, Load
 from serving import MODELS, SOURCE_PATHS, RunningServer, archive, start_server, wait_until
 
-RATE_PER_S = 120
+RATE_PER_S = 200
 ENDED = ("DONE", "ROLLED_BACK", "ABORTED")
 QUICK = {"canary": [25, 100], "step_s": 1, "min_requests": 20}
 FOR_EVER = {"canary": [50], "step_s": 600, "min_requests": 0}
@@ -172,7 +172,7 @@ def test_the_command_follows_it_to_the_end(new) -> None:
 # Bad versions.
 
 
-async def test_a_version_that_crashes_is_taken_back(new) -> None:
+async def test_ray_66252_a_version_that_crashes_is_taken_back(new) -> None:
     subject = new()
     archive_name = subject.add("2.0", "behaves: crashes\n")
     status, ledger = await subject.roll_out_under_load(url=archive_name, **QUICK)

@@ -185,7 +185,7 @@ def test_the_right_key_opens(guarded: RunningServer) -> None:
 
 @pytest.mark.parametrize("alias", ALIASES)
 @pytest.mark.parametrize("listener", ["inference", "management"])
-def test_no_alias_of_a_path_goes_round_the_key(
+def test_cve_2026_24206_no_alias_of_a_path_goes_round_the_key(
     guarded: RunningServer, listener: str, alias: str
 ) -> None:
     """CVE-2026-24206 and -24207: authorization bypassed by an alternate path."""
@@ -320,7 +320,9 @@ def test_descriptions_are_open_and_say_nothing_of_models(guarded: RunningServer)
 
 
 @pytest.mark.parametrize("key", [None, "wrong-key", EXPIRED["inference"], MANAGEMENT, API])
-def test_grpc_inference_asks_for_its_key(guarded: RunningServer, key: str | None) -> None:
+def test_cve_2026_33186_grpc_inference_asks_for_its_key(
+    guarded: RunningServer, key: str | None
+) -> None:
     metadata = [("authorization", f"Bearer {key}")] if key else []
     with grpc.insecure_channel(guarded.grpc_inference) as channel:
         calls = [
@@ -383,7 +385,7 @@ def test_keys_are_in_no_log_and_no_worker(guarded: RunningServer) -> None:
     assert not [secret for secret in secrets if secret in said]
 
 
-def test_every_socket_listens_on_loopback_only(guarded: RunningServer) -> None:
+def test_cve_2024_35199_every_socket_listens_on_loopback_only(guarded: RunningServer) -> None:
     """TorchServe had management on 0.0.0.0 in its images, and gRPC on every address."""
     server = psutil.Process(guarded.process.pid)
     found = [
@@ -397,7 +399,7 @@ def test_every_socket_listens_on_loopback_only(guarded: RunningServer) -> None:
     assert addresses <= {"127.0.0.1", "::1"}
 
 
-def test_a_mounted_key_rotates_without_a_restart(guarded: RunningServer) -> None:
+def test_serve_3260_a_mounted_key_rotates_without_a_restart(guarded: RunningServer) -> None:
     keys = guarded.folder / "keys.json"
     before = keys.read_text()
     content = json.loads(before)
@@ -438,7 +440,7 @@ def test_tokens_step_by_step(store: Path, tmp_path: Path) -> None:
         running.stop()
 
 
-def test_pages_of_other_sites_cannot_use_an_open_management_api(
+def test_cve_2026_27482_pages_of_other_sites_cannot_use_an_open_management_api(
     store: Path, tmp_path: Path
 ) -> None:
     """CVE-2026-27482: a browser guard that covered POST and PUT only; DNS rebinding."""
@@ -488,7 +490,9 @@ def test_without_the_model_api_nobody_registers(store: Path, tmp_path: Path) -> 
         running.stop()
 
 
-def test_the_store_refuses_addresses_inside_the_network(store: Path, tmp_path: Path) -> None:
+def test_cve_2023_43654_the_store_refuses_addresses_inside_the_network(
+    store: Path, tmp_path: Path
+) -> None:
     """ShellTorch's other half, and CVE-2024-35198: an error, and yet the file was in the store."""
     with socket.create_server(("127.0.0.1", 0)) as inside:
         port = inside.getsockname()[1]
@@ -554,7 +558,7 @@ def test_aws_credentials_sign_the_download(store: Path, tmp_path: Path) -> None:
     assert "geheim" not in str(asked) + refused.text + running.log.read_text()
 
 
-def test_unlisted_archives_are_not_loaded(store: Path, tmp_path: Path) -> None:
+def test_serve_47_unlisted_archives_are_not_loaded(store: Path, tmp_path: Path) -> None:
     """Verified archives: what `sha256sum` wrote decides."""
     archive(store, "echo", MODELS / "echo.py", version="2.0", file_name="unlisted")
     digest = hashlib.sha256((store / "echo.mar").read_bytes()).hexdigest()

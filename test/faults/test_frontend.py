@@ -29,7 +29,9 @@ def is_free(address: str) -> bool:
     return True
 
 
-async def test_a_killed_server_leaves_nothing_that_the_next_one_minds(start, store) -> None:
+async def test_serve_1815_a_killed_server_leaves_nothing_that_the_next_one_minds(
+    start, store
+) -> None:
     """kill -9: no worker stays, the ports are free, the next start removes what is left on disk."""
     killed = start(load_models=MODELS, default_workers_per_model=1)
     killed.wait_ready("ids")

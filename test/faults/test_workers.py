@@ -76,7 +76,7 @@ async def test_serve_281_every_request_is_answered_while_workers_are_killed(serv
 
 
 @pytest.mark.timeout(LONG_S + 120)
-async def test_a_worker_killed_every_two_seconds_costs_nobody_an_answer(server) -> None:
+async def test_ray_47219_a_worker_killed_every_two_seconds_costs_nobody_an_answer(server) -> None:
     """What runs on a killed worker runs again on its sibling: clients see nothing of it."""
     before = restarts(server, "ids", "ended by signal 9")
     kills = max(2, LONG_S // 2)
@@ -92,7 +92,7 @@ async def test_a_worker_killed_every_two_seconds_costs_nobody_an_answer(server) 
     assert deaths == kills
 
 
-async def test_a_stopped_worker_is_replaced(server) -> None:
+async def test_triton_8604_a_stopped_worker_is_replaced(server) -> None:
     """SIGSTOP: alive to the system, dead to its clients (triton#8604)."""
     ledger = Ledger()
     before = set(server.worker_pids("ids"))

@@ -225,7 +225,7 @@ def test_parallel_level_needs_a_type() -> None:
         ("a: " + "x" * MAX_CONFIG_BYTES, "characters, more than"),
     ],
 )
-def test_unreadable_file_is_ignored(text: str, reason: str) -> None:
+def test_cve_2022_1471_unreadable_file_is_ignored(text: str, reason: str) -> None:
     config, (warning,) = parse(text)
     assert config is None
     assert warning.startswith("model.yaml: ignored")

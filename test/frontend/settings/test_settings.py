@@ -234,7 +234,7 @@ class TestValues:
         ):
             load(file="model_store=$$NOPE$$")
 
-    def test_unknown_keys_are_kept_and_reported_with_the_nearest_one(self, load):
+    def test_serve_86_unknown_keys_are_kept_and_reported_with_the_nearest_one(self, load):
         settings = load(file="job_queue_sise=5\nmy_own=x")
         assert dict(settings.unknown_keys) == {"job_queue_sise": "5", "my_own": "x"}
         assert settings.warnings[0].endswith(

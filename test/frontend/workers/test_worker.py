@@ -167,7 +167,7 @@ async def test_a_worker_may_refuse_to_load(bench: Bench, code: int, kind: ErrorK
     await wait_ready(pool.workers[0])
 
 
-async def test_a_worker_that_does_not_load_in_time_is_ended(
+async def test_serve_2061_a_worker_that_does_not_load_in_time_is_ended(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -83,7 +83,7 @@ class TestLoading:
         with pytest.raises(ValueError, match="Expected only one class as model definition"):
             BaseHandler().initialize(make_context(modelFile="two.py"))
 
-    def test_code_in_a_weights_file_is_refused_unless_trusted(
+    def test_cve_2025_32434_code_in_a_weights_file_is_refused_unless_trusted(
         self, double_dir, make_context, monkeypatch
     ):
         torch.save({"factor": torch.tensor(3.0), "made": PredictionException("x")}, "odd.pth")

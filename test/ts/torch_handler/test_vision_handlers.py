@@ -43,7 +43,7 @@ def normalized(rgb):
 
 
 class TestClassifier:
-    def test_a_batch_is_classified(self, classifier, picture):
+    def test_serve_2121_a_batch_is_classified(self, classifier, picture):
         handler, context = classifier
         context.start_batch({}, {})
         red, blue = handler.handle(

@@ -103,7 +103,7 @@ def test_bytes_never_claim_more_than_there_is(raw: bytes, count: int) -> None:
 
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name != "BYTES"])
 @pytest.mark.parametrize("count", [2**40, 2**63, 2**64 + 1, 2**200])
-def test_a_huge_claim_allocates_nothing(datatype: str, count: int) -> None:
+def test_cve_2026_24173_a_huge_claim_allocates_nothing(datatype: str, count: int) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidArgument):
