@@ -236,7 +236,9 @@ class ControlPlane:
 
     async def _take_back(self, model: Model) -> None:
         async with self._locks[model.id.name]:
-            if model in self.pools:  # else somebody has unregistered it meanwhile
+            # Else somebody has unregistered it meanwhile.
+            if model.status is ModelStatus.REGISTERED:
+                self.on_unregister(model)
                 await self._remove(model, grace_s=0)
 
     async def load(self, location: str, name: str | None) -> None:
@@ -614,8 +616,12 @@ class ControlPlane:
         async def report() -> None:
             error = await pool.wait_loaded(started)
             if error is not None:
-                cause = error.cause if isinstance(error, WorkerStartFailed) else error.message
-                logger.error("A worker of model %s could not be started: %s", model.id, cause)
+                cause = error.cause if isinstance(error, WorkerStartFailed) else ""
+                logger.error(
+                    "A worker of model %s could not be started: %s",
+                    model.id,
+                    cause or error.message,
+                )
 
         task = asyncio.create_task(report(), name=f"loading {model.id}")
         self._watchers.add(task)
@@ -649,7 +655,10 @@ class ControlPlane:
     async def _remove(self, model: Model, grace_s: float) -> None:
         """What was begun is finished, also when the caller is cancelled or has run out of time."""
         model.status = ModelStatus.UNREGISTERING
-        self.registry.remove(model)
+        # A default goes before its siblings when its first workers could not be started.
+        heir = self.registry.remove(model)
+        if heir is not None:
+            self.on_default_set(heir)
         self.residency.forget(model)
         removal = asyncio.create_task(self._clear(model, grace_s), name=f"remove {model.id}")
         self._removals.add(removal)

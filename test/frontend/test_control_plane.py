@@ -285,6 +285,44 @@ async def test_a_scale_down_during_a_register_takes_workers_and_not_the_model() 
     assert [model.id for model in control.registry] == [ModelId("m", "1")]
 
 
+async def test_a_default_that_could_not_be_started_leaves_its_place_to_a_sibling() -> None:
+    """A default that was gone had answered for its name: with errors of the server, for ever."""
+    control = new_control()
+    default_set: list[ModelId] = []
+    unregistered: list[ModelId] = []
+    control.on_default_set = lambda model: default_set.append(model.id)
+    control.on_unregister = lambda model: unregistered.append(model.id)
+    async with asyncio.TaskGroup() as group:
+        wanted = Registration("m/1", initial_workers=1)
+        registering = group.create_task(refusal_of(control.register(wanted)))
+        await wait_until(lambda: control.pools and pool_of(control, "m", "1").scaled)
+        await control.register(Registration("m/2"))
+        pool = pool_of(control, "m", "1")
+        pool.may_close.set()
+        pool.closed.set()  # it has not loaded
+    assert isinstance(registering.result(), WorkerStartFailed)
+    heir = control.registry.resolve("m")
+    assert heir.id == ("m", "2")
+    assert heir in control.pools
+    assert (unregistered, default_set) == ([("m", "1")], [("m", "2")])
+    pool_of(control, "m", "2").may_close.set()
+    await control.unregister("m")
+    assert not control.pools
+
+
+async def test_a_register_that_fails_while_its_version_goes_slowly_takes_it_out_once() -> None:
+    control = new_control(unregister_timeout_s=0)
+    async with asyncio.TaskGroup() as group:
+        wanted = Registration("m/1", initial_workers=1)
+        registering = group.create_task(refusal_of(control.register(wanted)))
+        await wait_until(lambda: control.pools and pool_of(control, "m", "1").scaled)
+        pool = pool_of(control, "m", "1")
+        assert isinstance(await refusal_of(control.unregister("m", "1")), DeadlineExceeded)
+        assert isinstance(await registering, WorkerStartFailed)
+        pool.may_close.set()
+    await wait_until(lambda: not control.pools)
+
+
 async def test_a_client_that_leaves_during_its_unregister_leaves_no_archive_behind() -> None:
     store = EmptyStore()
     control = new_control(store)

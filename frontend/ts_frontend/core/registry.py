@@ -57,13 +57,20 @@ class ModelRegistry:
             raise InvalidModelVersion(f"Cannot remove default version for model {name}")
         return model
 
-    def remove(self, model: Model) -> None:
+    def remove(self, model: Model) -> Model | None:
+        """A default that goes before its siblings leaves its place to the first of them: this is
+        the one, if there is one.
+        """
         name, version = model.id
         versions = self._versions[name]
         del versions[version]
         if not versions:
             del self._versions[name]
             del self._defaults[name]
+        elif self._defaults[name] is model:
+            self._defaults[name] = heir = next(iter(versions.values()))
+            return heir
+        return None
 
     def set_default(self, name: str, version: str) -> None:
         versions = self._versions.get(name)

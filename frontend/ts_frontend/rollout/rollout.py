@@ -263,6 +263,8 @@ class Rollout:
 
     async def _load(self) -> None:
         """Workers that have loaded it, and passed its self-test. Raises _Stopped."""
+        if self._stop.is_set():  # before its first turn: the old version may be gone
+            raise _Stopped
         pool = self._control.pools[self.current]
         low = self.plan.initial_workers or max(1, pool.min_workers)
         high = max(low, pool.max_workers)

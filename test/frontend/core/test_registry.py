@@ -84,6 +84,16 @@ def test_the_default_goes_last() -> None:
         registry.resolve("m")
 
 
+def test_a_default_that_goes_all_the_same_leaves_its_place_to_the_first_of_the_others() -> None:
+    """Its workers could not be started, and by then it had siblings."""
+    registry = new_registry(("m", "1.0"), ("m", "2.0"), ("m", "3.0"))
+    registry.remove(registry.resolve("m"))
+    assert registry.resolve("m").id.version == "2.0"
+    registry.remove(registry.check_removable("m", "3.0"))
+    registry.remove(registry.check_removable("m"))
+    assert len(registry) == 0
+
+
 def test_a_name_that_comes_back_starts_afresh() -> None:
     registry = new_registry(("m", "1.0"))
     registry.remove(registry.resolve("m"))

@@ -331,6 +331,19 @@ async def test_a_default_that_is_set_by_hand_ends_it(bench: Bench, version: str)
     assert bench.versions == (["1", "3", "2"] if version == "2" else ["1", "3"])
 
 
+async def test_an_old_version_that_is_gone_at_its_first_turn_ends_it(bench: Bench, caplog) -> None:
+    """Its first workers could not be started: the new version has its place then."""
+    await bench.start()
+    control, old = bench.control, bench.old.model
+    heir = control.registry.remove(old)
+    del control.pools[old]
+    control.on_default_set(heir)
+    await wait_until(lambda: bench.report.ended_at)
+    assert bench.report.state is RolloutState.ABORTED
+    assert control.registry.resolve("m") is heir is bench.new.model
+    assert "fault of the server" not in caplog.text
+
+
 async def test_a_version_that_is_unregistered_by_hand_ends_it(bench: Bench) -> None:
     await bench.start(step_s=60)
     await bench.reach(CANARY)
