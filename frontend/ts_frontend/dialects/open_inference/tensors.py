@@ -107,7 +107,7 @@ def decode(name: str, text: Buffer) -> Any:
     """
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     except RecursionError:
         raise InvalidArgument(f'"{name}": the data is nested too deeply') from None

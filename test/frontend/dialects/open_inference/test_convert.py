@@ -599,6 +599,16 @@ def test_what_is_no_answer(body: bytes) -> None:
         convert.read_answer(body)
 
 
+@pytest.mark.parametrize("datatype", ["INT8", "BYTES"])
+def test_an_answer_whose_elements_are_no_text(datatype: str) -> None:
+    body = b'{"outputs": [{"name": "o", "shape": [1], "datatype": "%b", "data": ["\xff"]}]}'
+    answer = convert.read_answer(body % datatype.encode())
+    with pytest.raises(InvalidAnswer):
+        write_message(answer, WHOLE, MODEL)
+    with pytest.raises(InvalidAnswer):
+        convert.write_http(answer, WHOLE._replace(is_binary=True), MODEL)
+
+
 @pytest.mark.parametrize(
     ("datatype", "shape", "values"),
     [
