@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,15 +198,46 @@ def test_broken_json_reaches_the_handler_as_bytes(server: RunningServer) -> None
     assert (answer.status_code, answer.content) == (200, b'{"a": ')
 
 
-def test_a_management_body_that_is_no_json_object(server: RunningServer) -> None:
-    for body in (b"{", b"[]", b'"url"', b"\xff"):
-        answer = server.session.post(
-            f"{server.management}/models",
-            data=body,
-            headers={"content-type": "application/json"},
-            timeout=20,
-        )
-        assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestException")
+# Each 2 of the one before: written out it has more than 10^9 items.
+ALIAS_BOMB = b"{a0: &a0 [x, x], " + b", ".join(
+    b"a%d: &a%d [*a%d, *a%d]" % (number, number, number - 1, number - 1) for number in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'"url"',
+        b"\xff",
+        b'{"url": "\xff"}',
+        b"[" * 60_000,
+        b'{"a":' * 12_000,
+        b"{a: " * 4_000,
+        b'{"batch_size": %b}' % (b"9" * 5000),
+        b"{batch_size: 1e, url: !!int ''}",
+        b"{url: 2001-99-99}",
+        b"{? {a: b} : c}",
+        b"{url: !!python/object/apply:os.system [true]}",
+        ALIAS_BOMB + b", url: *a29}",
+        b"{url: " + b"x, " * 20_000,
+    ],
+    ids=lambda body: ascii(body[:30]),
+)
+@pytest.mark.parametrize("path", ["", "/echo/rollout"])
+def test_a_management_body_that_is_no_json_object(
+    server: RunningServer, path: str, body: bytes
+) -> None:
+    began_s = time.monotonic()
+    answer = server.session.post(
+        f"{server.management}/models{path}",
+        data=body,
+        headers={"content-type": "application/json"},
+        timeout=20,
+    )
+    assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestException")
+    assert time.monotonic() - began_s < 5
 
 
 @pytest.mark.parametrize("parameters", [{"min_worker": -1}, {"min_worker": 3, "max_worker": 2}])

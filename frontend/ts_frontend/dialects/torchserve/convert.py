@@ -33,6 +33,8 @@ from ts_frontend.residency import ResidencyReport
 from ts_frontend.rollout.rollout import RolloutReport
 
 DEFAULT_PAGE = 100
+# The lenient reader is slow, and the event loop waits for it.
+MAX_LENIENT_BYTES = 16 << 10
 
 
 def int_or(text: Any, default: int | None) -> int | None:
@@ -41,7 +43,7 @@ def int_or(text: Any, default: int | None) -> int | None:
         return default
     try:
         return int(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
 
 
@@ -87,19 +89,40 @@ def _text(value: Any) -> str | None:
 
 
 def _json_object(body: Body) -> Mapping[str, Any]:
-    """TorchServe's JSON reader takes single quotes too; YAML's flow style reads the same texts."""
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError as strict:
-        try:
-            value = yaml.safe_load(bytes(body).decode())
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-            value = None
+    except RecursionError:
+        raise InvalidArgument("The body is nested too deeply.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as strict:
+        value = _lenient_json(body)
         if not isinstance(value, dict):
             raise InvalidArgument(f"The body is not a JSON object: {strict}") from None
     if not isinstance(value, dict):
         raise InvalidArgument("The body is not a JSON object.")
     return value
+
+
+def _lenient_json(body: Body) -> Any:
+    """TorchServe's JSON reader takes single quotes too; YAML's flow style reads the same texts.
+
+    None for what is none of them.
+    """
+    if len(body) > MAX_LENIENT_BYTES:
+        return None
+    try:
+        return _FlowLoader(bytes(body).decode()).get_single_data()
+    # PyYAML lets KeyError, IndexError and more out of its constructors for odd scalars.
+    except Exception:
+        return None
+
+
+class _FlowLoader(yaml.SafeLoader):
+    """Without aliases, by which a short text stands for a huge one; JSON has none."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(problem="an alias")
+        return super().compose_node(parent, index)
 
 
 def page_bounds(request: HttpRequest) -> tuple[int, int]:
