@@ -11,6 +11,7 @@ handler, and the handler's own status when the handler ends the process.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import platform
@@ -274,6 +275,8 @@ def die_with_parent() -> None:
 
 def main() -> None:
     worker_output.install()
+    # A crash in native code says where: the frontend shows it beside the signal.
+    faulthandler.enable(2, all_threads=False)
     worker = None
     try:
         args = ArgParser.model_service_worker_args().parse_args()

@@ -55,6 +55,10 @@ from ts_frontend.workers.worker import Worker
 logger = logging.getLogger(__name__)
 
 RUNTIMES = ("python", "python3")
+# Of what a worker printed before its end, in its description; the log has more.
+SHOWN_LINES = 10
+MAX_LINE_CHARS = 300
+CRASH = "Fatal Python error:"  # as Python's faulthandler begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class FailureReport:
     """Why a worker's last process ended.
 
     cause: one of few words. is_lasting: the same archive would fail the same way again.
+    last_lines: the end of what the process printed.
     """
 
     cause: str
@@ -133,6 +138,7 @@ class FailureReport:
     signal: int | None
     exception: str
     is_lasting: bool
+    last_lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -746,7 +752,16 @@ def _failure_report(failure: WorkerFailure) -> FailureReport:
         failure.signal,
         failure.exception,
         failure.is_lasting,
+        [line[:MAX_LINE_CHARS] for line in _telling_lines(failure.last_lines)],
     )
+
+
+def _telling_lines(lines: Sequence[str]) -> Sequence[str]:
+    """The end of what was said; of a crash in native code its beginning, where it happened."""
+    for number, line in enumerate(lines):
+        if line.startswith(CRASH):
+            return lines[number : number + SHOWN_LINES]
+    return lines[-SHOWN_LINES:]
 
 
 def parse_metadata(body: bytes) -> dict[str, Any]:

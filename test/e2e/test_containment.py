@@ -106,6 +106,10 @@ def test_what_ends_a_loading_worker_is_told_apart(server: RunningServer, name: s
     assert add(server, model, config, at_load, synchronous="false").status_code == 202
     found = failure(server, model)
     assert found | expected == found
+    if name == "segfault":  # and where in the handler
+        said = "\n".join(found["lastLines"])
+        assert "Fatal Python error: Segmentation fault" in said
+        assert "confined.py" in said
     assert "isLasting" not in found
     wait_until(lambda: label in deaths(server, model), what=f"{label}: {deaths(server, model)}")
     wait_until(lambda: server.describe(model)["workers"][0].get("restarts"), what="another try")
@@ -143,7 +147,10 @@ def test_serve_2452_what_would_fail_again_is_not_tried_for_ever(
     described = server.describe(model)
     assert word in described["unhealthyReason"]
     assert described["workers"][0]["lastFailure"]["cause"] == cause
-    assert described["workers"][0]["lastFailure"]["isLasting"] is True
+    failed = described["workers"][0]["lastFailure"]
+    assert failed["isLasting"] is True
+    assert word in "\n".join(failed["lastLines"])
+    assert len(failed["lastLines"]) <= 10
     assert deaths(server, model) == {cause: 2.0}
     assert word in readiness(server)[1][model]
     refused = server.predict(model, b"x")

@@ -24,7 +24,7 @@ MAX_LINE_BYTES = 64 * 1024
 A handler that prints no newline shall cost no memory.
 """
 
-KEPT_LINES = 20
+KEPT_LINES = 40  # a crash in native code comes with the stack
 LAST_WORDS_S = 1.0  # for the rest of the output of a process that has ended
 
 LineSink = Callable[[str, str], None]

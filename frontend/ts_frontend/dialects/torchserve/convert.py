@@ -284,6 +284,7 @@ def _failure(failure: FailureReport) -> FailureItem:
         signal=failure.signal,
         exception=failure.exception,
         is_lasting=failure.is_lasting,
+        last_lines=list(failure.last_lines),
     )
 
 

@@ -41,6 +41,7 @@ class FailureItem(msgspec.Struct, rename="camel", omit_defaults=True):
     signal: int | None = None
     exception: str = ""
     is_lasting: bool = False
+    last_lines: list[str] = []
 
 
 class ResidencyItem(msgspec.Struct, rename="camel"):
