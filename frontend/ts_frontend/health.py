@@ -54,6 +54,15 @@ class Health:
             return False
         return pool.is_dormant or pool.healthy_count >= pool.min_workers
 
+    def can_serve(self, model: Model) -> bool:
+        """Open Inference's question about one model: would a request find a worker, and no fewer
+        of them than are wanted?
+        """
+        pool = self._pools.get(model)
+        if pool is None or not self.has_wanted_workers(model):
+            return False
+        return pool.is_dormant or pool.healthy_count > 0
+
     def is_ready(self, model: Model) -> bool:
         """KServe's question about one model: has it any worker at all?"""
         pool = self._pools.get(model)

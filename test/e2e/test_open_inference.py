@@ -12,6 +12,8 @@ import grpc
 import psutil
 import pytest
 import requests
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from serving import (
     DIGITS,
     MODELS,
@@ -292,6 +294,21 @@ def test_an_own_handler_gets_torchserves_json(tensor_server: RunningServer) -> N
     assert answer.json() == {
         "inputs": [{"name": "a", "shape": [1], "datatype": "FP16", "data": [1.5]}]
     }
+
+
+def test_reflection_knows_every_service(tensor_server: RunningServer) -> None:
+    with grpc.insecure_channel(tensor_server.grpc_inference) as channel:
+        ask = ServerReflectionStub(channel).ServerReflectionInfo
+        (listed,) = ask(iter([ServerReflectionRequest(list_services="")]), timeout=20)
+        names = [service.name for service in listed.list_services_response.service]
+        assert {name for name in names if "GRPCInferenceService" in name} == {
+            "inference.GRPCInferenceService",
+            "org.pytorch.serve.grpc.openinference.GRPCInferenceService",
+        }
+        for name in names:
+            wanted = ServerReflectionRequest(file_containing_symbol=name)
+            (answer,) = ask(iter([wanted]), timeout=20)
+            assert answer.HasField("file_descriptor_response"), (name, answer)
 
 
 FLOATS = {"name": "a", "shape": [2], "datatype": "FP32", "data": [1, 2]}

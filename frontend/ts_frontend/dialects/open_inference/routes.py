@@ -77,7 +77,7 @@ class OpenInferenceApi:
 
     def model_ready(self, request: HttpRequest) -> None:
         model = self._model(request)
-        is_ready = self._planes.health.has_wanted_workers(model)
+        is_ready = self._planes.health.can_serve(model)
         answer = schema.ModelReady(model.id.name, is_ready)
         respond_json(request, answer, 200 if is_ready else 503)
 

@@ -25,7 +25,12 @@ from ts_frontend.dialects.open_inference.grpc_errors import status_of
 from ts_frontend.dialects.open_inference.metadata import TensorCatalog
 from ts_frontend.dialects.open_inference.offload import offloaded
 from ts_frontend.grpc.service import Service
-from ts_frontend.grpc.stubs import open_inference_grpc_pb2_grpc, open_inference_pb2_grpc
+from ts_frontend.grpc.stubs import (
+    open_inference_grpc_pb2,
+    open_inference_grpc_pb2_grpc,
+    open_inference_pb2,
+    open_inference_pb2_grpc,
+)
 from ts_frontend.grpc.stubs.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -43,8 +48,12 @@ from ts_frontend.grpc.stubs.open_inference_pb2 import (
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-STANDARD_SERVICE = "inference.GRPCInferenceService"
-TORCHSERVE_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+# Read from the descriptors, which reflection finds only where their modules are imported; the
+# generated service of the second does not import its own, whose messages are the first's.
+STANDARD_SERVICE, TORCHSERVE_SERVICE = (
+    module.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+    for module in (open_inference_pb2, open_inference_grpc_pb2)
+)
 
 
 def services(planes: Planes) -> GrpcServices:
@@ -95,7 +104,7 @@ class OpenInferenceServicer:
         if not request.name:
             raise InvalidArgument("Parameter name is required.")
         model = self._model(request.name, request.version)
-        return ModelReadyResponse(ready=self._planes.health.has_wanted_workers(model))
+        return ModelReadyResponse(ready=self._planes.health.can_serve(model))
 
     async def ModelMetadata(
         self, request: ModelMetadataRequest, context: Context

@@ -73,6 +73,15 @@ async def test_readiness_of_a_model(oip, fakes) -> None:
         assert not (await oip.ModelReady(request)).ready
 
 
+async def test_a_model_without_workers_is_not_ready(oip, fakes) -> None:
+    """None is wanted, so nothing is wrong; but a request would be refused."""
+    model = fakes.add("m")
+    model.min_workers = model.healthy_count = 0
+    assert not (await oip.ModelReady(ModelReadyRequest(name="m"))).ready
+    model.is_dormant = True  # its first request loads it
+    assert (await oip.ModelReady(ModelReadyRequest(name="m"))).ready
+
+
 async def test_metadata_of_a_model(oip, fakes) -> None:
     fakes.add("m", "1.0", inputs=(TensorSpec("a", "FP32", (-1, 3)),))
     fakes.add("m", "2.0")
