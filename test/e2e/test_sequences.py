@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 from serving import MODELS, RunningServer, archive, start_server
+
+from ts_frontend.grpc.stubs.inference_pb2 import PredictionsRequest
+from ts_frontend.grpc.stubs.inference_pb2_grpc import InferenceAPIsServiceStub
 
 SEQUENCES = """
 minWorkers: {workers}
@@ -92,3 +96,20 @@ def test_the_handler_ends_a_sequence(server: RunningServer) -> None:
         assert ask(server, "both", "0", sequence).status_code == 200
     begun = ask(server, "both", "1")
     assert begun.headers["x-sequence"].startswith("ts-seq-")
+
+
+def number(text: str, **more: str) -> PredictionsRequest:
+    return PredictionsRequest(model_name="both", input={"data": text.encode()}, **more)
+
+
+def test_sequences_over_grpc(server: RunningServer) -> None:
+    """One stream carries two of them; a plain call joins one by its metadata, as over HTTP."""
+    asked = [("g", "1"), ("h", "10"), ("g", "2"), ("h", "20"), ("g", "3*2")]
+    with grpc.insecure_channel(server.grpc_inference) as channel:
+        stub = InferenceAPIsServiceStub(channel)
+        requests_ = (number(text, sequence_id=sequence) for sequence, text in asked)
+        answers = list(stub.StreamPredictions2(requests_, timeout=60))
+        assert [int(answer.prediction.split()[0]) for answer in answers] == [1, 10, 3, 30, 6, 9]
+        for sequence, total in (("g", 9), ("h", 30)):
+            last = stub.Predictions(number("0"), metadata=((ID, sequence),), timeout=60)
+            assert int(last.prediction.split()[0]) == total
