@@ -323,7 +323,7 @@ class Listener:
 
     def _check_descriptors(self) -> None:
         """Say so when no descriptor is left: the loop closes new connections without a word."""
-        if self._socket is None:
+        if self._socket is None or self.is_stopping:
             return
         try:
             os.close(os.dup(self._socket.fileno()))

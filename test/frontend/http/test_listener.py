@@ -8,6 +8,7 @@ import socket
 import ssl
 
 import pytest
+from fakes import wait_until
 
 from ts_frontend.http.access_log import AccessLog
 from ts_frontend.http.listener import BindFailed, Listener, plain_transport_error
@@ -236,6 +237,24 @@ async def test_stream_is_counted_when_it_ends(serve, connect):
     client.writer.transport.abort()
     await gone.wait()
     assert counted == [201, 202]
+
+
+async def test_a_listener_that_stops_lacks_no_descriptors(serve, connect, caplog):
+    """Its socket is closed by then, which is no sign of a limit."""
+    requests = asyncio.Queue()
+    # Such a limit makes it look after its connections every ten milliseconds.
+    listener = await serve(requests.put_nowait, limits={"keep_alive_timeout_s": 0.04})
+    client = await connect(listener)
+    await client.send(GET)
+    request = await requests.get()
+    stopping = asyncio.ensure_future(listener.stop(20))
+    await wait_until(lambda: listener.is_stopping)
+    seen_s = listener.now_s
+    await wait_until(lambda: listener.now_s > seen_s + 0.02)
+    request.respond(200)
+    await client.answer()
+    await stopping
+    assert caplog.records == []
 
 
 def test_transport_errors_have_the_error_body():
