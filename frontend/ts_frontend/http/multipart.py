@@ -141,7 +141,11 @@ def _skip_line_end(data: bytes | bytearray, position: int) -> int:
 
 
 def _read_part_headers(block: bytes) -> tuple[bytes, bytes]:
-    """Name and content type of a part."""
+    """Name and content type of a part; a plain field has none, whatever it says.
+
+    So TorchServe gives fields to handlers as bytes, also those of the many clients that send a
+    type with each.
+    """
     name: bytes | None = None
     is_file = False
     content_type: bytes | None = None
@@ -160,9 +164,9 @@ def _read_part_headers(block: bytes) -> tuple[bytes, bytes]:
             content_type = value.partition(b";")[0].strip().lower()
     if name is None:
         raise InvalidArgument("A part of the multipart body has no name.")
-    if content_type is None:
-        content_type = b"application/octet-stream" if is_file else b""
-    return name, content_type
+    if not is_file:
+        return name, b""
+    return name, content_type or b"application/octet-stream"
 
 
 def _parameters(value: bytes) -> dict[bytes, bytes]:

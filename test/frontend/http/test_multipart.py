@@ -58,10 +58,22 @@ def test_fields_and_files_in_order():
         (b"f", b"image/jpeg", b"\xff\xd8\r\n--Xy\r\n"),
         (b"a", b"", b""),
         (b"g", b"application/octet-stream", b"raw"),
-        (b"j", b"application/json", b"{}"),
+        (b"j", b"", b"{}"),
     ]
     for kind in (bytes, bytearray, memoryview):
         assert plain(parse_multipart(kind(body), TYPE)) == expected
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"text/plain; charset=utf-8", b"application/json", b"a/b"]
+)
+def test_only_files_have_a_type(content_type):
+    """Many clients send a type with each field; handlers get its bytes all the same."""
+    header = b'Content-Disposition: form-data; name="a"%b\r\nContent-Type: ' + content_type
+    body = form(part(header % b"", b"1"), part(header % b'; filename="f"', b"1"))
+    field, file = plain(parse_multipart(body, TYPE))
+    assert field == (b"a", b"", b"1")
+    assert file == (b"a", content_type.partition(b";")[0], b"1")
 
 
 def test_large_parts_are_not_copied():
