@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import requests
-from serving import ROOT, wait_until
+from serving import ROOT, RunningServer, start_server, wait_until
 
 
 def find_home(python: Path) -> str:
@@ -117,3 +117,21 @@ def start_their_server(
         server.stop()
         raise
     return server
+
+
+def start_both(
+    folder: Path, store: Path, python: Path, models: tuple[str, ...], **keys: str
+) -> tuple[RunningServer, TheirServer]:
+    """Our server and theirs with the same archives and configuration, all models loaded."""
+    home = find_home(python)
+    theirs = start_their_server(
+        *(folder / "theirs", store, home, models), home=home, python=str(python), **keys
+    )
+    try:
+        ours = start_server(folder / "ours", store, default_workers_per_model=1, **keys)
+    except BaseException:
+        theirs.stop()
+        raise
+    for name in models:
+        assert ours.register(f"{name}.mar", initial_workers=1).status_code == 200, ours.tail()
+    return ours, theirs

@@ -21,8 +21,8 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from serving import MODELS, ROOT, RunningServer, archive, start_server
-from their_server import TheirServer, find_home, start_their_server
+from serving import MODELS, ROOT, archive
+from their_server import start_both
 
 pytestmark = [
     pytest.mark.torchserve,
@@ -95,6 +95,7 @@ QUESTIONS = {
         headers=TEXT,
     ),
     "text-bytes": Question("topics", form={"data": SENTENCE}),
+    "text-typed-field": Question("topics", form={"data": (None, SENTENCE, "text/plain")}),
     "explain-text": Question("topics", EXPLAIN, SENTENCE, TEXT),
     "explain-text-target": Question(
         "topics",
@@ -199,23 +200,6 @@ def filled_store(store: Path) -> Path:
     pack("rows", DOCUMENTED / "enveloped_rows.py", DOCUMENTED / "double_model.py",
          serialized_file=str(weights))  # fmt: skip
     return store
-
-
-def start_both(
-    folder: Path, store: Path, python: Path, models: tuple[str, ...], **keys: str
-) -> tuple[RunningServer, TheirServer]:
-    home = find_home(python)
-    theirs = start_their_server(
-        *(folder / "theirs", store, home, models), home=home, python=str(python), **keys
-    )
-    try:
-        ours = start_server(folder / "ours", store, default_workers_per_model=1, **keys)
-    except BaseException:
-        theirs.stop()
-        raise
-    for name in models:
-        assert ours.register(f"{name}.mar", initial_workers=1).status_code == 200, ours.tail()
-    return ours, theirs
 
 
 @pytest.fixture(scope="module")
