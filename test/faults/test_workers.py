@@ -86,8 +86,11 @@ async def test_ray_47219_a_worker_killed_every_two_seconds_costs_nobody_an_answe
         await signal_workers(server, "ids", signal.SIGKILL, 2, kills)
     server.wait_ready("ids", 2)
     deaths = restarts(server, "ids", "ended by signal 9") - before
-    print(f"{kills} kills, {deaths:.0f} deaths: {ledger}")
+    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
+    causes = re.findall(r"^ts_(?:worker_restarts|rerun|quarantined)\w*{.*", text, re.MULTILINE)
+    print(f"{kills} kills, {deaths:.0f} deaths: {ledger}", *causes, sep="\n")
     assert ledger.imbalance() == [], str(ledger)
+    assert ledger.not_connected == 0
     assert ledger.count(200) == ledger.sent
     assert deaths == kills
 
