@@ -235,6 +235,17 @@ def test_a_grpc_call_that_is_cancelled_stops_the_work(server: RunningServer) -> 
     assert server.worker_pids("cooperates") == [pid]
 
 
+def test_the_deadline_of_a_grpc_call_stops_the_work(server: RunningServer) -> None:
+    (pid,) = server.worker_pids("cooperates")
+    request = PredictionsRequest(model_name="cooperates", input={"data": b"10"})
+    with grpc.insecure_channel(server.grpc_inference) as channel:
+        with pytest.raises(grpc.RpcError) as late:
+            InferenceAPIsServiceStub(channel).Predictions(request, timeout=0.5)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert answer_s(server, "cooperates", b"0.01") < 1
+    assert server.worker_pids("cooperates") == [pid]
+
+
 def test_serve_2814_a_deadline_stops_the_work(server: RunningServer, tmp_path: Path) -> None:
     config = "minWorkers: 1\nmaxWorkers: 1\nclientTimeoutInMills: 300\n"
     register(server, "cooperates", config, tmp_path, "hurries")
