@@ -233,9 +233,6 @@ class ControlPlane:
             if isinstance(error, SelfTestFailed):
                 raise
             raise self._told(error, error.message) from error
-        except ServingError:  # no port, no GPUs
-            await self._take_back(model)
-            raise
         finally:
             self.on_changed()
         return scaled
@@ -565,10 +562,19 @@ class ControlPlane:
         return told
 
     async def _begin(self, model: Model, low: int, high: int, is_synchronous: bool) -> Scaled:
-        """Give a model that was just added its first workers, now or with its first request."""
-        if not model.config.is_lazy:
-            return await self._scale(model, low, high, is_synchronous)
-        low, high = self._limited(model, max(1, low), max(low, high))
+        """Give a model that was just added its first workers, now or with its first request.
+
+        One for which there is no port or too few GPUs is taken out again.
+        """
+        try:
+            if not model.config.is_lazy:
+                return await self._scale(model, low, high, is_synchronous)
+            low, high = self._limited(model, max(1, low), max(low, high))
+        except WorkerStartFailed:
+            raise
+        except ServingError:
+            await self._take_back(model)
+            raise
         self.residency.add(model, self.pools[model], low, max(low, high))
         return Scaled(model, low, True, True, is_lazy=True)
 

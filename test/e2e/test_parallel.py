@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serving import MODELS, RunningServer, archive, start_server, wait_until
+from serving import MODELS, RunningServer, archive, children_of, start_server, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -28,6 +28,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         config = config.rename(folder_of_kind / "model-config.yaml")
         archive(store, kind, MODELS / "ranks.py", config_file=str(config))
     running = start_server(folder / "server", store)
+    assert running.register("pp.mar").status_code == 200
     yield running
     running.stop_and_leave_nothing()
 
@@ -52,9 +53,23 @@ def test_tensor_parallel_ranks_work_together_and_one_answers(server: RunningServ
 
 
 def test_only_the_first_rank_of_a_pipeline_is_asked(server: RunningServer) -> None:
-    assert server.register("pp.mar").status_code == 200
     for _ in range(3):
         assert server.predict("pp", b"alone").text == "rank 0 of 2"
+
+
+def test_a_killed_server_leaves_no_rank(server: RunningServer, tmp_path: Path) -> None:
+    """They are torchrun's children, in sessions of their own; and the other server's are others."""
+    running = start_server(tmp_path / "server", server.store)
+    try:
+        assert running.register("pp.mar").status_code == 200
+        assert running.predict("pp", b"alone").text == "rank 0 of 2"
+        processes = children_of(running.process.pid)
+        assert len(processes) >= 3
+    finally:
+        running.stop(signal.SIGKILL)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+    assert server.predict("pp", b"alone").text == "rank 0 of 2"
 
 
 def test_the_cpu_launcher_starts_workers(store: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ts_frontend.core.errors import (
 )
 from ts_frontend.core.model import ModelConfig, ModelId, WorkerCare
 from ts_frontend.core.registry import ModelRegistry
+from ts_frontend.snapshot import ModelSnapshot
 from ts_frontend.workers.pool import WorkerPool
 from ts_frontend.workers.worker import Worker
 
@@ -179,6 +180,19 @@ async def test_a_model_that_spans_more_gpus_than_there_are_is_refused_and_not_ke
         await registering
     assert list(control.registry) == []
     assert store.released == 1
+
+
+async def test_a_snapshot_of_a_machine_with_more_gpus_is_kept_for_it() -> None:
+    control = new_control(EmptyStore(ModelFileConfig(**SPANNING)), gpu_count=1)
+    stored = ModelSnapshot("m", "1", "m/1", min_workers=2, max_workers=2)
+    restoring = asyncio.create_task(control.restore([stored]))
+    await wait_until(lambda: control.pools)
+    (pool,) = control.pools.values()
+    assert isinstance(pool, HeldPool)
+    pool.may_close.set()
+    assert await restoring == ["m/1"]
+    assert list(control.registry) == []
+    assert control.snapshot() == [stored]
 
 
 @pytest.mark.parametrize(

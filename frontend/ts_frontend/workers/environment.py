@@ -17,7 +17,7 @@ from ts.protocol.controls import CONTROLS_VARIABLE
 from ts.protocol.log_lines import LEVELS_VARIABLE
 from ts.protocol.restrictions import Restrictions
 from ts_frontend.core.errors import InvalidArgument
-from ts_frontend.core.model import Containment, Model, ParallelType
+from ts_frontend.core.model import Containment, Model, ParallelType, TorchrunConfig
 from ts_frontend.workers.connections.shared_memory import SharedBodies, SharedMemoryLane
 from ts_frontend.workers.process import StartProcess, WorkerProcess
 from ts_frontend.workers.zygote import Zygote
@@ -127,8 +127,8 @@ class WorkerLaunch:
                 *("--log-dir", os.path.join(self.log_location, "torchelastic_ts")),
                 *("--rdzv-backend", torchrun.rdzv_backend),
             ]
-            if torchrun.rdzv_endpoint:
-                command += ["--rdzv-endpoint", torchrun.rdzv_endpoint]
+            if endpoint := _meeting_place(torchrun):
+                command += ["--rdzv-endpoint", endpoint]
             if torchrun.rdzv_conf:
                 command += ["--rdzv-conf", torchrun.rdzv_conf]
             if torchrun.monitor_interval_s is not None:
@@ -225,6 +225,17 @@ class WorkerLaunch:
 def _is_ranked(model: Model) -> bool:
     """Whether torchrun starts its workers, as several processes."""
     return model.config.parallel_type not in (ParallelType.NONE, ParallelType.CUSTOM)
+
+
+def _meeting_place(torchrun: TorchrunConfig) -> str:
+    """Where the processes of one worker find each other.
+
+    Without a place torchrun takes one port for all, where workers of two servers that have the same
+    number meet each other. On one machine a port that is free will do, for each worker its own.
+    """
+    if not torchrun.rdzv_endpoint and torchrun.nnodes == 1 and torchrun.rdzv_backend == "c10d":
+        return "localhost:0"
+    return torchrun.rdzv_endpoint
 
 
 def _restrictions(wanted: Containment) -> Restrictions:

@@ -47,6 +47,7 @@ TORCHRUN_COMMAND = [
     *("torchrun", "--nnodes", "1", "--nproc-per-node", "4"),
     *("--log-dir", "logs/torchelastic_ts", "--rdzv-backend", "c10d"),
 ]
+OWN_PLACE = ["--rdzv-endpoint", "localhost:0"]  # one port for all is where two servers meet
 TORCHRUN_END = ["--rdzv-id", "m_9000", "--max-restarts", "1"]
 
 COMMANDS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
@@ -70,7 +71,7 @@ COMMANDS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (
         {},
         {"parallel_type": ParallelType.PIPELINE, "torchrun": TORCHRUN},
-        [*TORCHRUN_COMMAND, *TORCHRUN_END, SCRIPT, *UNIX, *METRICS],
+        [*TORCHRUN_COMMAND, *OWN_PLACE, *TORCHRUN_END, SCRIPT, *UNIX, *METRICS],
     ),
     (
         {},
@@ -92,8 +93,20 @@ COMMANDS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
             ),
         },
         [
-            *(*TORCHRUN_COMMAND, "--rdzv-conf", "timeout=9", "--monitor-interval", "2"),
-            *("--node-rank", "1", *TORCHRUN_END, SCRIPT, *UNIX, *METRICS),
+            *(*TORCHRUN_COMMAND, *OWN_PLACE, "--rdzv-conf", "timeout=9"),
+            *("--monitor-interval", "2", "--node-rank", "1"),
+            *(*TORCHRUN_END, SCRIPT, *UNIX, *METRICS),
+        ],
+    ),
+    (
+        {},
+        {
+            "parallel_type": ParallelType.TENSOR,
+            "torchrun": TorchrunConfig(nnodes=2, nproc_per_node=4),
+        },
+        [
+            *("torchrun", "--nnodes", "2", *TORCHRUN_COMMAND[3:], *TORCHRUN_END),
+            *(SCRIPT, *UNIX, *METRICS),
         ],
     ),
     (
