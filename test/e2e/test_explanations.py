@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
+import torch
 from PIL import Image
 from serving import MODELS, ROOT, RunningServer, archive
 
@@ -99,6 +101,26 @@ def test_a_wrong_target_is_the_clients_fault(server: RunningServer) -> None:
     answer = explain(server, "digits", DIGIT, "?target=10")
     assert answer.status_code == 400
     assert "target 10 does not exist" in answer.json()["message"]
+
+
+def test_each_of_a_batch_gets_its_own(store: Path, server: RunningServer) -> None:
+    """Four explanations in one batch: other targets, another method, a picture, and a mistake."""
+    files = {"model_file": str(MNIST / "mnist.py"), "serialized_file": str(MNIST / "digits_cnn.pt")}
+    archive(store, "batched", MNIST / "mnist_handler.py", **files)
+    queries = ["?target=3", "?target=8&method=saliency", "?target=3&format=png", "?target=10"]
+    alone = [explain(server, "digits", DIGIT, query) for query in queries]
+    # Full batches do not wait; one that is not full would wait for a minute.
+    answer = server.register(
+        "batched.mar", initial_workers=1, batch_size=len(queries), max_batch_delay=60_000
+    )
+    assert answer.status_code == 200, server.tail()
+    with ThreadPoolExecutor(len(queries)) as pool:
+        together = list(pool.map(lambda query: explain(server, "batched", DIGIT, query), queries))
+    assert [each.status_code for each in together] == [200, 200, 200, 400]
+    for one, other in zip(together[:2], alone[:2], strict=True):
+        assert torch.allclose(torch.tensor(one.json()), torch.tensor(other.json()), atol=1e-5)
+    assert together[2].headers["Content-Type"] == "image/png"
+    assert Image.open(io.BytesIO(together[2].content)).size == (224, 224)
 
 
 def test_a_prediction_is_not_disturbed_by_a_query(server: RunningServer) -> None:
