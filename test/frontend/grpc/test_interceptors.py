@@ -66,8 +66,16 @@ CALLS = {
     )(**more),
 }
 
+# A write after the refusal makes the asyncio client report INTERNAL "Internal error from Core" in
+# its place (grpc/grpc#36066), so these clients write nothing.
+WITHOUT_KEY = CALLS | {
+    "reflection": lambda channel, **more: ServerReflectionStub(channel).ServerReflectionInfo(
+        **more
+    ),
+}
 
-@pytest.mark.parametrize("call", CALLS)
+
+@pytest.mark.parametrize("call", WITHOUT_KEY)
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -85,7 +93,7 @@ async def test_nothing_works_without_the_key(
     server = await serve(
         servicer.service(), authorize=authorize, on_finished=lambda *line: lines.append(line)
     )
-    code, details = await status_of(CALLS[call](channel_to(server), metadata=metadata))
+    code, details = await status_of(WITHOUT_KEY[call](channel_to(server), metadata=metadata))
     assert (code, details) == (grpc.StatusCode.PERMISSION_DENIED, "no key, no call")
     assert servicer.seen == []
     assert lines == []
@@ -160,16 +168,17 @@ async def test_bytes_that_are_no_message_are_the_clients_fault(
     serve, servicer, channel_to, caplog, name: str, body: bytes
 ) -> None:
     """The library alone says UNKNOWN, names Python's classes, and logs a traceback for each."""
-    ended: list[int] = []
+    ended: asyncio.Queue[int] = asyncio.Queue()
     server = await serve(
-        servicer.service(), on_finished=lambda _, method, code, seconds: ended.append(code)
+        servicer.service(), on_finished=lambda _, method, code, seconds: ended.put_nowait(code)
     )
     channel = channel_to(server)
     code, text = await status_of(method(channel, f"/{INFERENCE}/{name}")(iter([body])))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert text == "The request is no message of the kind that this call takes."
     assert servicer.seen in ([], ["StreamPredictions2"])
-    assert ended == [code.value[0]]
+    assert await asyncio.wait_for(ended.get(), 10) == code.value[0]  # the client hears it first
+    assert ended.empty()
     assert caplog.records == []
     answer = await InferenceAPIsServiceStub(channel).Predictions(REQUEST)
     assert answer.prediction == b"x"
