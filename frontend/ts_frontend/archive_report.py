@@ -36,6 +36,12 @@ from ts_frontend.core.errors import ServingError
 
 IMPORT_TIMEOUT_S = 60.0  # importing torch from a cold disk takes ten
 _CHUNK_BYTES = 1 << 20
+# The default handlers that load the archive's model, and the files that they load without a class.
+_DEFAULT_HANDLERS = (
+    *("base_handler", "image_classifier", "object_detector", "image_segmenter"),
+    "text_classifier",
+)
+_COMPLETE_MODELS = (".pt", ".pt2", ".onnx", ".so")
 _NO_LINES: tuple[str, ...] = ()
 # The package `ts` beside this one, whatever of that name the archive holds.
 _CHECK = """
@@ -180,6 +186,26 @@ def _describe(archive: ModelArchive, report: ArchiveReport) -> None:
     ):
         if name and name not in names:
             report.error(f"The manifest's {key} {name} is not in the archive.")
+    _check_default_handler(manifest, names, report)
+
+
+def _check_default_handler(manifest: Manifest, names: set[str], report: ArchiveReport) -> None:
+    """Warn of what the handler would miss when it loads.
+
+    No errors: the configuration file or the environment may allow weights with their class.
+    """
+    handler = manifest.handler
+    if handler not in _DEFAULT_HANDLERS or f"{handler}.py" in names:
+        return
+    weights = manifest.serialized_file
+    is_complete = weights.endswith(_COMPLETE_MODELS)
+    if not (manifest.model_file or is_complete or (weights and manifest.config_file)):
+        what = f" to load {weights}" if weights else ", or a serialized file that holds a model"
+        report.warn(
+            f"{handler} needs a model file{what} ({', '.join(_COMPLETE_MODELS)} need none)."
+        )
+    if handler == "text_classifier" and "source_vocab.pt" not in names:
+        report.warn("text_classifier needs a vocabulary, source_vocab.pt among the extra files.")
 
 
 def _files(directory: str, report: ArchiveReport) -> Iterator[ArchivedFile]:

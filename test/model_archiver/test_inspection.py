@@ -272,6 +272,36 @@ def test_what_the_manifest_names_must_be_there(run: Run, pack: Callable) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("handler", "files", "said"),
+    [
+        ("base_handler", ("w.pth",), ["base_handler needs a model file to load w.pth"]),
+        ("image_classifier", (), ["image_classifier needs a model file, or a serialized file"]),
+        ("image_classifier", ("w.pth", "model_file"), []),
+        ("image_classifier", ("w.pth", "config_file"), []),  # may say weights_only: false
+        ("object_detector", ("w.pt",), []),
+        ("base_handler", ("w.onnx",), []),
+        ("text_classifier", ("w.pt",), ["text_classifier needs a vocabulary"]),
+        ("text_classifier", ("w.pt", "source_vocab.pt"), []),
+        (MODELS / "echo.py", ("w.pth",), []),
+    ],
+)
+def test_what_a_default_handler_needs(
+    run: Run, pack: Callable, tmp_path: Path, handler: str | Path, files: tuple, said: list[str]
+) -> None:
+    more = {}
+    for name in files:
+        path = tmp_path / name
+        path.write_text("# a file")
+        keys = {"source_vocab.pt": "extra_files", "model_file": name, "config_file": name}
+        more[keys.get(name, "serialized_file")] = str(path)
+    result = run("inspect", pack(handler, **more), "--json")
+    assert result.returncode == 0
+    warnings = texts(result, "warning")
+    assert len(warnings) == len(said)
+    assert all(warning.startswith(text) for warning, text in zip(warnings, said, strict=True))
+
+
 def test_an_archive_without_a_manifest_can_be_served(run: Run, pack: Callable) -> None:
     result = run("verify", rewritten(pack(), "MAR-INF/MANIFEST.json"), "--json")
     assert result.returncode == 0
