@@ -9,18 +9,30 @@ needs no second thread.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Collection
 
 from ts.protocol.messages import Cancel, Command, PredictRequest, ProtocolError
 from ts.transports.connection import FrontendConnection, FrontendDisconnected
 
+# A stream asks with each of its pieces, and a look costs more than to encode one.
+LOOK_PAUSE_S = 0.0005
+
 
 class CommandSource:
-    """Commands in their order, and who of the requests among them was cancelled."""
+    """Commands in their order, and who of the requests among them was cancelled.
 
-    def __init__(self, connection: FrontendConnection) -> None:
+    look_pause_s: from one look at the socket to the next at least; a cancel is heard so much later
+                  at most.
+    """
+
+    def __init__(
+        self, connection: FrontendConnection, *, look_pause_s: float = LOOK_PAUSE_S
+    ) -> None:
         self._connection = connection
+        self._look_pause_s = look_pause_s
+        self._next_look_s = 0.0
         self._ahead: deque[Command] = deque()  # taken by a look, not yet handed out
         self._running: list[PredictRequest] = []
         self._cancelled: set[str] = set()
@@ -54,8 +66,12 @@ class CommandSource:
     def covers(self, request_ids: Collection[str]) -> bool:
         """Whether nobody waits for any of these any more. May be called from any thread."""
         cancelled = self._cancelled
-        if not all(request_id in cancelled for request_id in request_ids):
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s and not all(
+            request_id in cancelled for request_id in request_ids
+        ):
             self._look()
+            self._next_look_s = now_s + self._look_pause_s
         return self._is_gone or all(request_id in cancelled for request_id in request_ids)
 
     def _look(self) -> None:

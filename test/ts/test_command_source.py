@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -37,7 +38,7 @@ class Frontend:
 def both() -> Iterator[tuple[Frontend, CommandSource]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield Frontend(ours), CommandSource(FrontendConnection(theirs))
+        yield Frontend(ours), CommandSource(FrontendConnection(theirs), look_pause_s=0)
 
 
 def ids(command: object) -> list[bytes]:
@@ -55,6 +56,23 @@ def test_a_request_is_cancelled_while_it_runs(both):
     assert not source.covers(["a", "b"])
     frontend.cancel(b"a")
     assert source.covers(["a", "b"])
+
+
+def test_who_asks_all_the_time_looks_now_and_then():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frontend = Frontend(ours)
+        source = CommandSource(FrontendConnection(theirs), look_pause_s=0.2)
+        frontend.ask(b"a", b"b")
+        source.receive()
+        assert not source.covers(["a"])
+        began_s = time.monotonic()
+        frontend.cancel(b"a")
+        while not source.covers(["a"]):
+            assert time.monotonic() - began_s < 10
+        assert time.monotonic() - began_s > 0.1
+        frontend.cancel(b"b")
+        assert source.covers(["a"])  # what is known needs no look
 
 
 def test_what_a_look_finds_is_kept_in_its_order(both):

@@ -12,6 +12,7 @@ from typing import Any
 from ts.protocol.frames import Buffer
 from ts.protocol.messages import Command, CommandReader
 from ts.transports.shared_memory import SharedMemory
+from ts.transports.wakefulness import Wakefulness
 from ts.utils.environment import env_number
 
 RECEIVE_BYTES = 256 * 1024
@@ -36,15 +37,22 @@ class FrontendConnection:
     Handlers see it as `context.cl_socket`; what it does not define is the socket's.
     """
 
-    def __init__(self, sock: socket.socket, shared: SharedMemory | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        shared: SharedMemory | None = None,
+        wakefulness: Wakefulness | None = None,
+    ) -> None:
+        """wakefulness: None for what the environment and this machine allow."""
         self._socket = sock
         self._shared = shared
         self._reader = CommandReader(shared_body=None if shared is None else shared.take)
         self._write_lock = threading.Lock()
         self._arrival = select.poll()
         self._arrival.register(sock, select.POLLIN)
-        self._spin_s = env_number(SPIN_VARIABLE, 0) / 1e6
-        self._comes_soon = False
+        self._wakefulness = wakefulness or Wakefulness.of_this_machine(
+            env_number(SPIN_VARIABLE, 0) / 1e6
+        )
         # One buffer for all reads: a fresh one for each would cost more than the call.
         self._space = memoryview(bytearray(RECEIVE_BYTES))
 
@@ -61,7 +69,7 @@ class FrontendConnection:
                 # side has read what was sent, for nothing. A poll tells the two apart.
                 if self._shared is not None and self._shared.has_garbage:
                     self._wait_and_trim()
-                elif self._spin_s:
+                elif self._wakefulness.longest_s:
                     self._wait_awake()
                 else:
                     self._arrival.poll()
@@ -120,18 +128,15 @@ class FrontendConnection:
             self.trim()
 
     def _wait_awake(self) -> None:
-        """Wait for input, without sleep for as long as it came within last time.
-
-        To be woken takes longer than a small handler runs. Who is not needed soon sleeps, so a
-        worker with nothing to do costs nothing.
-        """
+        """Wait for input, at first without sleep where that is worth it."""
+        wakefulness = self._wakefulness
         began_s = time.monotonic()
-        if self._comes_soon:
-            while time.monotonic() - began_s < self._spin_s:
+        if wakefulness.stays_awake:
+            while time.monotonic() - began_s < wakefulness.longest_s:
                 if self._arrival.poll(0):
                     return
         self._arrival.poll()
-        self._comes_soon = time.monotonic() - began_s < self._spin_s
+        wakefulness.waited(time.monotonic() - began_s)
 
     def _receive(self, flags: int) -> None:
         reader = self._reader

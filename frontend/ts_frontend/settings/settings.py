@@ -428,7 +428,9 @@ class Settings:
         0,
         "How long a worker that is asked again and again stays awake for its next batch, in "
         "microseconds, before it sleeps. It spares a small model the time of being woken, and "
-        "costs up to so much processor time a batch; 200 suits a machine with processors to spare.",
+        "costs up to so much processor time a batch. A worker sleeps all the same while more "
+        "processes want to run than there are processors, and in a container with a limit of "
+        "processor time. 200 suits a machine with processors to spare.",
         minimum=0,
         maximum=10000,
     )

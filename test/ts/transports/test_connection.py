@@ -12,8 +12,9 @@ import pytest
 from ts.protocol.messages import PredictRequest, encode_predict
 from ts.transports import connection as module
 from ts.transports.connection import FrontendConnection, FrontendDisconnected
+from ts.transports.wakefulness import Wakefulness
 
-LONG_US = "10000000"
+LONG_S = 10.0
 
 
 class CountingPoll:
@@ -48,6 +49,13 @@ def command(number: int) -> bytes:
     return b"".join(encode_predict([request]))
 
 
+def awake(longest_s: float) -> Wakefulness:
+    wakefulness = Wakefulness(longest_s)
+    wakefulness.waited(0.0)
+    assert wakefulness.stays_awake
+    return wakefulness
+
+
 def receive_while_asked(
     connection: FrontendConnection, poll: CountingPoll, ours: socket.socket, count: int
 ) -> None:
@@ -75,10 +83,9 @@ def test_waits_asleep_by_default(frontend, monkeypatch: pytest.MonkeyPatch) -> N
     assert (poll.looks, poll.sleeps) == (0, 3)
 
 
-def test_stays_awake_for_what_comes_soon(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stays_awake_for_what_comes_soon(frontend) -> None:
     ours, theirs = frontend
-    monkeypatch.setenv(module.SPIN_VARIABLE, LONG_US)
-    connection = FrontendConnection(theirs)
+    connection = FrontendConnection(theirs, wakefulness=Wakefulness(LONG_S))
     poll = connection._arrival = CountingPoll(theirs)
     receive_while_asked(connection, poll, ours, 3)
     assert poll.sleeps == 1  # the first: nothing was known yet
@@ -87,9 +94,8 @@ def test_stays_awake_for_what_comes_soon(frontend, monkeypatch: pytest.MonkeyPat
 
 def test_sleeps_again_after_a_silence(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = frontend
-    monkeypatch.setenv(module.SPIN_VARIABLE, "1")
-    connection = FrontendConnection(theirs)
-    connection._comes_soon = True
+    wakefulness = awake(1e-6)
+    connection = FrontendConnection(theirs, wakefulness=wakefulness)
     poll = connection._arrival = CountingPoll(theirs)
     looked = poll.poll
 
@@ -102,14 +108,12 @@ def test_sleeps_again_after_a_silence(frontend, monkeypatch: pytest.MonkeyPatch)
     (request,) = connection.receive_command()
     assert request.id == b"%036d" % 1
     assert poll.sleeps == 1
-    assert not connection._comes_soon
+    assert not wakefulness.stays_awake
 
 
-def test_the_end_is_seen_while_it_waits_awake(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_is_seen_while_it_waits_awake(frontend) -> None:
     ours, theirs = frontend
-    monkeypatch.setenv(module.SPIN_VARIABLE, LONG_US)
-    connection = FrontendConnection(theirs)
-    connection._comes_soon = True
+    connection = FrontendConnection(theirs, wakefulness=awake(LONG_S))
     ours.close()
     with pytest.raises(FrontendDisconnected):
         connection.receive_command()
