@@ -28,7 +28,7 @@ from ts_frontend.workers.watch import WorkerWatch
 TEST = Path(__file__).resolve().parent
 FIRST_PORT = 9000
 # What a worker's life is timed by here: long enough for two busy cores, short enough for a test.
-TIMES = WorkerTimes(backoff_s=(0.0, 0.01, 0.02, 0.03), listen_s=20, connect_s=5, exit_s=5)
+TIMES = WorkerTimes((0.0, 0.01, 0.02, 0.03), listen_s=20, connect_s=5, exit_s=5, goodbye_s=5)
 SCRIPTED_PROCESS = "echo $$ >> pids; echo 'Torch worker started.'; exec sleep 600\n"
 
 
@@ -124,7 +124,7 @@ class Bench:
         # One death or failure, one answer; the tests of second chances ask for them.
         settings |= {"care": WorkerCare(death_retries=0, is_isolating=False)}
         # A scripted process reads no socket, so that nothing tells it to end.
-        times = replace(self.times, exit_s=0.01) if self.script else self.times
+        times = replace(self.times, exit_s=0.01, goodbye_s=0.01) if self.script else self.times
         model = Model(
             ModelId("m", "1.0"),
             ModelConfig(**{**settings, **config}),

@@ -42,15 +42,17 @@ class WorkerTimes:
     backoff_s: from a death to the next start, entered at index 1.
     listen_s:  from the spawn to "Torch worker started."; TorchServe waits as long.
     connect_s: from that line to a connection, since some runtimes print it before they listen.
-    exit_s:    from the end of a connection to the exit of its process, whose status tells why.
+    exit_s:    from the loss of a connection to the exit of its process, whose status tells why.
                Long, since on a full machine exit hooks take their time; a worker of ours that is
                held up ends itself sooner.
+    goodbye_s: from our end of a connection to the exit of its process: one that hangs is killed.
     """
 
     backoff_s: Sequence[float] = BACKOFF_SECONDS
     listen_s: float = 120
     connect_s: float = 1
     exit_s: float = 5
+    goodbye_s: float = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ class WorkerSession:
         process, self.process = self.process, None
         try:
             if may_run_exit_hooks:
-                await process.wait_ended(self._times.exit_s)
+                await process.wait_ended(self._times.goodbye_s)
         finally:
             await process.aclose()
             self._launch.clear_address(self._place.port, self._place.width)

@@ -611,7 +611,7 @@ async def test_a_stopped_worker_ends_the_wait_for_it(bench: Bench) -> None:
 
 
 async def test_a_close_answers_everybody(bench: Bench) -> None:
-    bench.times = replace(bench.times, exit_s=0.1)
+    bench.times = replace(bench.times, goodbye_s=0.1)
     pool = await bench.serving(2)
     running = [ask(pool, b"hold"), ask(pool, b"hang")]
     waiting = [ask(pool), ask(pool)]
@@ -632,7 +632,7 @@ async def test_a_close_answers_everybody(bench: Bench) -> None:
 async def test_a_close_in_the_middle_of_everything(bench: Bench) -> None:
     """One worker of each kind: serving, loading, starting, between two starts."""
     bench.starts("normal", "hangs-loading", "hangs", "dies")
-    bench.times = replace(bench.times, backoff_s=(0, 600), exit_s=0.1)
+    bench.times = replace(bench.times, backoff_s=(0, 600), exit_s=0.1, goodbye_s=0.1)
     pool = bench.pool()
     states = [WorkerState.READY, WorkerState.LOADING, WorkerState.STARTING, WorkerState.RECOVERING]
     # One after the other, so that each has its own way to start.

@@ -754,7 +754,7 @@ async def test_a_stop_does_not_wait_for_what_the_worker_was_doing(
     bench: Bench, how: str, state: WorkerState
 ) -> None:
     bench.starts(how)
-    bench.times = replace(bench.times, backoff_s=(0, 600), connect_s=600, exit_s=600)
+    bench.times = replace(bench.times, backoff_s=(0, 600), connect_s=600, exit_s=600, goodbye_s=600)
     pool = bench.pool(startup_timeout_s=600)
     (worker,) = pool.scale(1, 1, 0)
     await wait_until(lambda: bench.pids() and worker.state is state)
@@ -767,7 +767,7 @@ async def test_a_stop_does_not_wait_for_what_the_worker_was_doing(
 
 async def test_a_stop_while_the_process_is_being_spawned(bench: Bench) -> None:
     bench.starts("hangs")
-    bench.times = replace(bench.times, exit_s=600, listen_s=600)
+    bench.times = replace(bench.times, exit_s=600, goodbye_s=600, listen_s=600)
     pool = bench.pool()
     (worker,) = pool.scale(1, 1, 0)
     async with asyncio.timeout(10):
@@ -805,7 +805,7 @@ async def test_a_worker_ends_by_itself_when_its_connection_does(
 
 
 async def test_a_worker_that_ignores_the_end_is_killed(bench: Bench) -> None:
-    bench.times = replace(bench.times, exit_s=0.1)
+    bench.times = replace(bench.times, goodbye_s=0.1)
     pool = await bench.serving()
     assert await answer_of(ask(pool, b"ignore-end")) == b"done"
     (pid,) = bench.pids()
