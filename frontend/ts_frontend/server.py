@@ -65,6 +65,7 @@ from ts_frontend.workers.connections import load_connection
 from ts_frontend.workers.connections.shared_memory import SharedBodies
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import (
+    HEAP_VARIABLES,
     MAX_SOCKET_PATH_BYTES,
     PortAllocator,
     WorkerLaunch,
@@ -385,11 +386,16 @@ class Server:
             "TS_IPEX_GPU_ENABLE": _flag(settings.ipex_gpu_enable),
             "TS_WORKER_SPIN_US": str(settings.worker_spin_us),
         }
-        environment = {**settings.worker_environment, **variables}
+        inherited = settings.worker_environment
+        # An operator's own choice goes first.
+        variables |= {
+            name: value for name, value in HEAP_VARIABLES.items() if name not in inherited
+        }
+        environment = {**inherited, **variables}
         return WorkerLaunch(
             home=self.home,
             python=settings.python,
-            environment=settings.worker_environment,
+            environment=inherited,
             socket_dir=socket_dir,
             metrics_config=self._metrics_config,
             log_location=settings.log_location,
