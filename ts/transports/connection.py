@@ -131,7 +131,7 @@ class FrontendConnection:
         """Wait for input, at first without sleep where that is worth it."""
         wakefulness = self._wakefulness
         began_s = time.monotonic()
-        if wakefulness.stays_awake:
+        if wakefulness.begin_wait():
             while time.monotonic() - began_s < wakefulness.longest_s:
                 if self._arrival.poll(0):
                     return

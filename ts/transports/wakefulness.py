@@ -44,9 +44,8 @@ class Wakefulness:
         load = ProcessorLoad.open() if longest_s else None
         return cls(0.0 if load is None else longest_s, load)
 
-    @property
-    def stays_awake(self) -> bool:
-        """Asked once before each wait."""
+    def begin_wait(self) -> bool:
+        """Whether the wait that begins now is without sleep at first; asked once for each."""
         if not self._came_soon:
             return False
         load = self._load

@@ -21,6 +21,13 @@ Schema = Mapping[str, Any]
 STRING: Schema = {"type": "string"}
 BINARY: Schema = {"type": "string", "format": "binary"}
 
+JSON_TYPE = "application/json"
+
+
+def json_object(**properties: Schema) -> Mapping[str, Schema]:
+    """Content that is a JSON object with these members, all of them there."""
+    return {JSON_TYPE: {"type": "object", "properties": properties, "required": list(properties)}}
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:

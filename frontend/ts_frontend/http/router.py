@@ -178,23 +178,24 @@ class Router:
     def transport_error(self, method: str, target: bytes) -> TransportError | None:
         """The form of errors that the route of a raw target has, if there is one and it has one."""
         try:
-            segments = split_target(target).segments
+            route, _ = self._find_route(method, split_target(target).segments)
         except ServingError:
             return None
-        for route in self.routes:
-            if route.serves(method) and route.match(segments) is not None:
-                return route.transport_error
-        return None
+        return route.transport_error
 
     def find(self, method: str, segments: tuple[str, ...]) -> tuple[Handler, tuple[str, ...]]:
         """Handler and captured texts for a decoded path; raises as `route` does."""
+        route, params = self._find_route(method, segments)
+        return route.handler, params
+
+    def _find_route(self, method: str, segments: tuple[str, ...]) -> tuple[Route, tuple[str, ...]]:
         is_known = False
         for route in self.routes:
             params = route.match(segments)
             if params is None:
                 continue
             if route.serves(method):
-                return route.handler, params
+                return route, params
             is_known = True
         raise MethodNotAllowed if is_known else RouteNotFound
 

@@ -23,6 +23,8 @@ from ts_frontend.workers.process import StartProcess, WorkerProcess
 from ts_frontend.workers.zygote import Zygote
 
 MAX_PORT = 65535
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, without its closing zero
+
 # glibc gives freed memory at the end of the heap back to the system, and larger blocks at once: the
 # tensors of each batch were faulted in anew, a sixth of a small network's time. Up to these bounds
 # it would raise both thresholds by itself (man 3 mallopt); 64 MiB may stay with a worker.
@@ -30,8 +32,6 @@ HEAP_VARIABLES = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024),
 }
-
-MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path of Linux, without its closing zero
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def command(number: int) -> bytes:
 def awake(longest_s: float) -> Wakefulness:
     wakefulness = Wakefulness(longest_s)
     wakefulness.waited(0.0)
-    assert wakefulness.stays_awake
+    assert wakefulness.begin_wait()
     return wakefulness
 
 
@@ -108,7 +108,7 @@ def test_sleeps_again_after_a_silence(frontend, monkeypatch: pytest.MonkeyPatch)
     (request,) = connection.receive_command()
     assert request.id == b"%036d" % 1
     assert poll.sleeps == 1
-    assert not wakefulness.stays_awake
+    assert not wakefulness.begin_wait()
 
 
 def test_the_end_is_seen_while_it_waits_awake(frontend) -> None:

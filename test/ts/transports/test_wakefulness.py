@@ -37,13 +37,13 @@ def wait_often(wakefulness: Wakefulness, times: int, seconds: float = 20e-6) -> 
     """How many of so many waits are without sleep."""
     awake = 0
     for _ in range(times):
-        awake += wakefulness.stays_awake
+        awake += wakefulness.begin_wait()
         wakefulness.waited(seconds)
     return awake
 
 
 def test_nothing_is_known_before_the_first_wait() -> None:
-    assert not Wakefulness(LONGEST_S).stays_awake
+    assert not Wakefulness(LONGEST_S).begin_wait()
 
 
 @pytest.mark.parametrize(("waited_s", "awake"), [(20e-6, 99), (LONGEST_S, 0), (1.0, 0)])
@@ -54,9 +54,9 @@ def test_awake_after_a_short_wait_only(waited_s: float, awake: int) -> None:
 def test_one_short_wait_is_enough_and_one_long_one_too() -> None:
     wakefulness = Wakefulness(LONGEST_S)
     wakefulness.waited(1e-6)
-    assert wakefulness.stays_awake
+    assert wakefulness.begin_wait()
     wakefulness.waited(1.0)
-    assert not wakefulness.stays_awake
+    assert not wakefulness.begin_wait()
 
 
 def test_never_where_the_setting_is_0() -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 from ts_frontend.http.openapi import (
     BINARY,
+    JSON_TYPE,
     STRING,
     Operation,
     Parameter,
     RequestBody,
     Response,
     Schema,
+    json_object,
 )
-
-_JSON = "application/json"
 
 MODEL_NAME = Parameter("model_name", "Name of model", "path")
 
@@ -26,31 +25,26 @@ _ERROR: Schema = {
     "properties": {"code": {"type": "integer"}, "type": STRING, "message": STRING},
     "required": ["code", "type", "message"],
 }
-_BAD_PATH = Response("The path is not text", {_JSON: _ERROR})
-_NOT_FOUND = Response("Model not found", {_JSON: _ERROR})
-
-
-def _object(**properties: Schema) -> Mapping[str, Schema]:
-    """JSON with these members, all of them there."""
-    return {_JSON: {"type": "object", "properties": properties, "required": list(properties)}}
+_BAD_PATH = Response("The path is not text", {JSON_TYPE: _ERROR})
+_NOT_FOUND = Response("Model not found", {JSON_TYPE: _ERROR})
 
 
 LIVE = Operation(
     "kserveLive",
     "Whether the server answers.",
-    responses={200: Response("OK", _object(status=STRING))},
+    responses={200: Response("OK", json_object(status=STRING))},
 )
 NAMES = Operation(
     "kserveModels",
     "Names of the registered models.",
-    responses={200: Response("OK", _object(models={"type": "array", "items": STRING}))},
+    responses={200: Response("OK", json_object(models={"type": "array", "items": STRING}))},
 )
 STATUS = Operation(
     "kserveModelStatus",
     "Whether the model is ready.",
     (MODEL_NAME,),
     responses={
-        200: Response("OK", _object(name=STRING, ready={"type": "boolean"})),
+        200: Response("OK", json_object(name=STRING, ready={"type": "boolean"})),
         400: _BAD_PATH,
         404: _NOT_FOUND,
     },
@@ -65,7 +59,7 @@ def _verb(name: str, result: str) -> Operation:
         (MODEL_NAME,),
         RequestBody(
             {
-                _JSON: {
+                JSON_TYPE: {
                     "type": "object",
                     "properties": {"instances": _ROWS, "inputs": _ROWS},
                 }
@@ -78,10 +72,10 @@ def _verb(name: str, result: str) -> Operation:
                 f"What the handler answers; with `service_envelope=kserve` an object of {result}.",
                 {"*/*": BINARY},
             ),
-            400: Response("The body is not what the handler takes", {_JSON: _ERROR}),
+            400: Response("The body is not what the handler takes", {JSON_TYPE: _ERROR}),
             404: _NOT_FOUND,
-            500: Response("Internal Server Error", {_JSON: _ERROR}),
-            503: Response("No worker is available to serve request", {_JSON: _ERROR}),
+            500: Response("Internal Server Error", {JSON_TYPE: _ERROR}),
+            503: Response("No worker is available to serve request", {JSON_TYPE: _ERROR}),
         },
         method="post",
         path=f"/v1/models/{{model_name}}:{name}",

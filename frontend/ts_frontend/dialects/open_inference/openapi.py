@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 from ts.protocol.tensors import BINARY_CONTENT_TYPE
 from ts_frontend.dialects.open_inference.schema import DATATYPES
 from ts_frontend.http.openapi import (
     BINARY,
+    JSON_TYPE,
     STRING,
     Operation,
     Parameter,
     RequestBody,
     Response,
     Schema,
+    json_object,
 )
-
-JSON_TYPE = "application/json"
 
 MODEL_NAME = Parameter("model_name", "Name of model", "path")
 MODEL_VERSION = Parameter("model_version", "Version of model", "path")
@@ -86,11 +85,6 @@ _ERROR: Schema = {
 }
 
 
-def _object(**properties: Schema) -> Mapping[str, Schema]:
-    """JSON with these members, all of them there."""
-    return {JSON_TYPE: {"type": "object", "properties": properties, "required": list(properties)}}
-
-
 def _failed(description: str) -> Response:
     return Response(description, {JSON_TYPE: _ERROR})
 
@@ -105,21 +99,21 @@ SERVER_METADATA = Operation(
     responses={
         200: Response(
             "OK",
-            _object(name=STRING, version=STRING, extensions={"type": "array", "items": STRING}),
+            json_object(name=STRING, version=STRING, extensions={"type": "array", "items": STRING}),
         )
     },
 )
 SERVER_LIVE = Operation(
     "serverLive",
     "Whether the server answers.",
-    responses={200: Response("OK", _object(live=_BOOLEAN))},
+    responses={200: Response("OK", json_object(live=_BOOLEAN))},
 )
 SERVER_READY = Operation(
     "serverReady",
     "Whether all models are ready.",
     responses={
-        200: Response("Ready", _object(ready=_BOOLEAN)),
-        503: Response("Not ready", _object(ready=_BOOLEAN)),
+        200: Response("Ready", json_object(ready=_BOOLEAN)),
+        503: Response("Not ready", json_object(ready=_BOOLEAN)),
     },
 )
 MODEL_READY = Operation(
@@ -127,10 +121,10 @@ MODEL_READY = Operation(
     "Whether the model has the workers that it should have.",
     (MODEL_NAME,),
     responses={
-        200: Response("Ready", _object(name=STRING, ready=_BOOLEAN)),
+        200: Response("Ready", json_object(name=STRING, ready=_BOOLEAN)),
         400: _BAD_PATH,
         404: _NOT_FOUND,
-        503: Response("Not ready", _object(name=STRING, ready=_BOOLEAN)),
+        503: Response("Not ready", json_object(name=STRING, ready=_BOOLEAN)),
     },
 )
 _TENSORS: Schema = {"type": "array", "items": _TENSOR_METADATA}
@@ -141,7 +135,7 @@ MODEL_METADATA = Operation(
     responses={
         200: Response(
             "OK",
-            _object(
+            json_object(
                 name=STRING,
                 versions={"type": "array", "items": STRING},
                 platform=STRING,
