@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -109,6 +110,17 @@ class RunningServer:
 
     def worker_pids(self, model: str) -> list[int]:
         return [worker["pid"] for worker in self.describe(model)["workers"]]
+
+    def metric(self, name: str, model: str, **labels: str) -> float:
+        """The sum over the series of `name` that carry the model's name and `labels`."""
+        text = self.session.get(f"{self.metrics}/metrics", timeout=20).text
+        wanted = {f'{label}="{value}"' for label, value in {"model_name": model, **labels}.items()}
+        series = re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE)
+        return sum(float(value) for found, value in series if wanted <= set(found.split(",")))
+
+    def requests_to(self, model: str) -> float:
+        """How many requests for `model` were let in; one is counted in the step that lets it in."""
+        return self.metric("ts_inference_requests_total", model)
 
     def wait_ready(self, model: str, workers: int = 1) -> None:
         def is_ready() -> bool:

@@ -73,13 +73,12 @@ def test_a_death_answers_everybody(server: RunningServer) -> None:
             f"{server.inference}/predictions/meets", data=str(number), timeout=60
         ).status_code
 
+    before = server.requests_to("meets")
     with ThreadPoolExecutor(3) as clients:
         waiting = [clients.submit(ask, number) for number in range(3)]
-        metrics = f"{server.metrics}/metrics"
         wait_until(
             lambda: (
-                'ts_inference_requests_total{model_name="meets",model_version="default",'
-                in requests.get(metrics, timeout=20).text
+                server.requests_to("meets") == before + 3
                 and server.describe("meets")["jobQueueStatus"]["pendingRequests"] == 0
             ),
             what="the requests to reach the worker",

@@ -90,11 +90,9 @@ def test_a_stream_that_its_client_leaves_frees_the_worker(
     inference: InferenceAPIsServiceStub, server: RunningServer, way: str
 ) -> None:
     """The handler would go on for 100 seconds."""
-    busy = 'ts_busy_workers{model_name="streams_for_ever",model_version="1.0",} '
 
     def busy_workers() -> float:
-        text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-        return float(text.partition(busy)[2].partition("\n")[0])
+        return server.metric("ts_busy_workers", "streams_for_ever")
 
     (pid,) = server.worker_pids("streams_for_ever")
     with grpc.insecure_channel(server.grpc_inference) as channel:

@@ -219,12 +219,5 @@ def test_ping_and_kserve_status(server: RunningServer) -> None:
 def test_serve_2907_metrics_are_counted(server: RunningServer) -> None:
     server.register("echo.mar", initial_workers=1)
     server.predict("echo", b"x")
-    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-    counted = [
-        line
-        for line in text.splitlines()
-        if line.startswith('ts_inference_requests_total{model_name="echo",model_version="default"')
-    ]
-    assert counted, text
-    assert float(counted[0].rpartition(" ")[2]) >= 1
+    assert server.requests_to("echo") >= 1
     forget(server, "echo")

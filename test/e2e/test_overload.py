@@ -53,17 +53,10 @@ def names_that_ran(server: RunningServer, model: str) -> list[str]:
     return server.predict(model, b"?").text.split()
 
 
-def requests_to(server: RunningServer, model: str) -> float:
-    """How many requests for `model` were counted; one is counted in the step that lets it in."""
-    counter = f'ts_inference_requests_total{{model_name="{model}",model_version="default",'
-    text = requests.get(f"{server.metrics}/metrics", timeout=20).text
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(counter))
-
-
 def is_idle_but_for_one(server: RunningServer, model: str, counted: float) -> bool:
     """Whether one more request than `counted` has come for `model`, and none waits."""
     return (
-        requests_to(server, model) == counted + 1
+        server.requests_to(model) == counted + 1
         and not server.describe(model)["jobQueueStatus"]["pendingRequests"]
     )
 
@@ -110,7 +103,7 @@ def test_under_five_times_the_load_the_work_that_is_done_is_in_time(
 
 def test_serve_1322_a_request_whose_time_is_over_never_runs(server: RunningServer) -> None:
     """Nothing is known of the model's speed yet, so that they are let in and wait."""
-    counted = requests_to(server, "slow")
+    counted = server.requests_to("slow")
     with ThreadPoolExecutor(6) as clients:
         busy = clients.submit(server.predict, "slow", b"first")
         wait_until(
@@ -171,7 +164,7 @@ def test_serve_3342_a_full_queue_is_no_internal_error_over_grpc(server: RunningS
 def test_all_models_together_hold_no_more_bytes_than_allowed(server: RunningServer) -> None:
     """Each of the two would fit; the second comes while the first runs."""
     body = b"a" * 600_000
-    counted = requests_to(server, "slow")
+    counted = server.requests_to("slow")
     with ThreadPoolExecutor(1) as clients:
         first = clients.submit(server.predict, "slow", body)
         wait_until(

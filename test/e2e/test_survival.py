@@ -96,7 +96,7 @@ def more(answers: Counter[str], count: int = 20) -> None:
 
 def abort(server: RunningServer, model: str, body: bytes, *, after_bytes: int = 0) -> None:
     """Ask, and leave when the request is in the model (or after so many bytes of its answer)."""
-    requests_before = counter(server, "ts_inference_requests_total", model)
+    requests_before = server.requests_to(model)
     place = urlsplit(server.inference)
     assert place.hostname
     assert place.port
@@ -109,16 +109,9 @@ def abort(server: RunningServer, model: str, body: bytes, *, after_bytes: int = 
         while after_bytes > 0:
             after_bytes -= len(client.recv(65536))
         wait_until(
-            lambda: counter(server, "ts_inference_requests_total", model) > requests_before,
+            lambda: server.requests_to(model) > requests_before,
             what="the request to be counted",
         )
-
-
-def counter(server: RunningServer, name: str, model: str) -> float:
-    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-    return sum(
-        float(value) for value in re.findall(rf'{name}{{[^}}]*"{model}"[^}}]*}} (\S+)', text)
-    )
 
 
 def answer_s(server: RunningServer, model: str, body: bytes) -> float:
@@ -143,7 +136,7 @@ def test_serve_281_no_request_is_lost_when_a_worker_is_killed(server: RunningSer
 
 def test_a_poisonous_request_alone_is_given_up(server: RunningServer) -> None:
     """Its neighbours in the batch get their answers, and no third worker meets it."""
-    before = counter(server, "ts_worker_restarts_total", "dies")
+    before = server.metric("ts_worker_restarts_total", "dies")
 
     def ask(body: str) -> requests.Response:
         return requests.post(f"{server.inference}/predictions/dies", data=body, timeout=60)
@@ -157,8 +150,8 @@ def test_a_poisonous_request_alone_is_given_up(server: RunningServer) -> None:
     assert poison.json()["type"] == "ServiceUnavailableException"
     assert "Worker died 2 times while it ran this request" in poison.json()["message"]
     assert "signal 9" in poison.json()["message"]
-    assert counter(server, "ts_worker_restarts_total", "dies") - before == 2
-    assert counter(server, "ts_quarantined_requests_total", "dies") == 1
+    assert server.metric("ts_worker_restarts_total", "dies") - before == 2
+    assert server.metric("ts_quarantined_requests_total", "dies") == 1
     assert "is given up: 2 workers died with it on board" in server.log.read_text()
     server.wait_ready("dies", 2)
 
@@ -168,8 +161,7 @@ def test_serve_2300_the_cause_of_a_death_is_told(server: RunningServer) -> None:
         answer = server.predict("dies", body)
         assert answer.status_code == 503
         assert cause in answer.json()["message"]
-        text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-        assert re.search(rf'ts_worker_restarts_total{{.*"dies".*cause="{cause}"', text)
+        assert server.metric("ts_worker_restarts_total", "dies", cause=cause)
     server.wait_ready("dies", 2)
 
 
@@ -222,12 +214,10 @@ def test_a_grpc_call_that_is_cancelled_stops_the_work(server: RunningServer) -> 
     with grpc.insecure_channel(server.grpc_inference) as channel:
         stub = InferenceAPIsServiceStub(channel)
         for ask in (stub.Predictions.future, stub.StreamPredictions):
-            before = counter(server, "ts_inference_requests_total", "cooperates")
+            before = server.requests_to("cooperates")
             call = ask(PredictionsRequest(model_name="cooperates", input={"data": b"10"}))
             wait_until(
-                lambda before=before: (
-                    counter(server, "ts_inference_requests_total", "cooperates") > before
-                ),
+                lambda before=before: server.requests_to("cooperates") > before,
                 what="the request to be counted",
             )
             call.cancel()
@@ -282,8 +272,7 @@ def test_triton_8604_a_busy_worker_that_was_stopped_is_replaced(server: RunningS
         server.wait_ready("echo", 2)
         more(answers)
     assert set(answers) == {"200"}
-    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-    assert re.search(r'ts_worker_restarts_total{.*"echo".*cause="unresponsive"', text)
+    assert server.metric("ts_worker_restarts_total", "echo", cause="unresponsive")
 
 
 # Recycling.
@@ -303,7 +292,7 @@ def test_serve_967_recycling_loses_nothing(server: RunningServer, tmp_path: Path
     assert set(answers) == {"200"}
     assert len(server.worker_pids("recycles")) == 2
     server.wait_ready("recycles", 2)
-    assert counter(server, "ts_worker_restarts_total", "recycles") == 0
+    assert server.metric("ts_worker_restarts_total", "recycles") == 0
 
 
 def test_serve_967_a_leak_costs_its_workers_and_no_request(
@@ -328,4 +317,4 @@ def test_serve_967_a_leak_costs_its_workers_and_no_request(
         wait_until(has_changed, 60, what="four replacements")
     assert set(answers) == {"200"}
     assert highest_bytes < 3 * limit_mib * 2**20
-    assert counter(server, "ts_worker_restarts_total", "leaks") == 0
+    assert server.metric("ts_worker_restarts_total", "leaks") == 0

@@ -113,14 +113,10 @@ def test_how_it_ended_is_known(server: RunningServer, body: str, cause: str) -> 
     register(server, name, idempotent="false")
     assert is_forked(server, server.worker_pids(name)[0])
     assert server.predict(name, body.encode()).status_code in (500, 507)
-    pattern = f'ts_worker_restarts_total{{.*cause="{cause}".*model_name="{name}".*}} 1'
-    alternative = f'ts_worker_restarts_total{{.*model_name="{name}".*cause="{cause}".*}} 1'
-
-    def is_counted() -> bool:
-        text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-        return bool(re.search(pattern, text) or re.search(alternative, text))
-
-    wait_until(is_counted, what=f"a death by {cause}; the log:\n{server.tail()}")
+    wait_until(
+        lambda: server.metric("ts_worker_restarts_total", name, cause=cause) == 1,
+        what=f"a death by {cause}; the log:\n{server.tail()}",
+    )
     server.wait_ready(name)
     assert server.predict(name, b"alive").text == "alive"
     assert is_forked(server, server.worker_pids(name)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -98,20 +97,20 @@ async def test_serve_1888_two_hundred_aborts_leave_no_worker_busy(server, model)
         pids = server.worker_pids(model)
         usual_s = min([await answer_s(server, model) for _ in range(5)])
         for at_once in (1, 199):  # at work, and waiting where one is all that the handler takes
-            begun = requests_of(server, model)
+            begun = server.requests_to(model)
             leaving = [await Connection.open(server.inference) for _ in range(at_once)]
             for connection in leaving:
                 await connection.send(Ask("", model, lambda mark: b"10").request(""))
-            await until(lambda n=begun + at_once: requests_of(server, model) >= n, "the requests")
-            assert busy_workers(server, model) == 1
+            await until(lambda n=begun + at_once: server.requests_to(model) >= n, "the requests")
+            assert server.metric("ts_busy_workers", model) == 1
             began_s = time.monotonic()
             for connection in leaving:
                 connection.reset()
-            await until(lambda: busy_workers(server, model) == 0, "the end of the work")
+            await until(lambda: server.metric("ts_busy_workers", model) == 0, "the end of the work")
             assert time.monotonic() - began_s < 1
             assert await answer_s(server, model) < usual_s + 0.5
         assert server.worker_pids(model) == pids
-        assert gauge(server, "ts_worker_restarts_total", model) == 0
+        assert server.metric("ts_worker_restarts_total", model) == 0
     finally:
         server.session.delete(f"{server.management}/models/{model}", timeout=20)
 
@@ -126,21 +125,6 @@ async def answer_s(server: RunningServer, model: str) -> float:
 
 async def until(condition: Callable[[], object], what: str) -> None:
     await asyncio.to_thread(wait_until, condition, what=what)
-
-
-def gauge(server: RunningServer, name: str, model: str) -> float:
-    """The sum over all versions and causes."""
-    text = server.session.get(f"{server.metrics}/metrics", timeout=20).text
-    values = re.findall(rf'^{name}{{[^}}]*model_name="{model}"[^}}]*}} (\S+)', text, re.MULTILINE)
-    return sum(map(float, values))
-
-
-def busy_workers(server: RunningServer, model: str) -> float:
-    return gauge(server, "ts_busy_workers", model)
-
-
-def requests_of(server: RunningServer, model: str) -> float:
-    return gauge(server, "ts_inference_requests_total", model)
 
 
 async def test_a_client_that_shuts_down_its_sending_side_gets_its_answer(server) -> None:
