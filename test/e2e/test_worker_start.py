@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -55,8 +56,9 @@ def look(server: RunningServer, name: str) -> dict[str, Any]:
 def zygotes(server: RunningServer) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(server.process.pid).children():
-        if any("worker_zygote" in argument for argument in process.cmdline()):
-            found.append(process)
+        with contextlib.suppress(psutil.Error):  # it ends while we look
+            if any("worker_zygote" in argument for argument in process.cmdline()):
+                found.append(process)
     return found
 
 

@@ -55,6 +55,11 @@ class BatchQueue:
     def remaining_capacity(self) -> int:
         return max(0, self.capacity - len(self._waiting))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether who came first goes first, and nobody has asked how long that takes."""
+        return self.times is None and isinstance(self._waiting, deque)
+
     def waited_s(self, now_s: float) -> float:
         """How long the first of those who wait has waited; 0 if nobody does."""
         return now_s - self._waiting[0].arrived_s if self._waiting else 0.0

@@ -24,6 +24,13 @@ STREAM_MARKER = b"ts_stream_next"
 # add up to this much time, and this many batches: what is sent cannot be given to another worker.
 AHEAD_S = 0.001
 MAX_AHEAD = 16
+
+# One that takes longer than that still waits, with its processor or GPU, for the answers to go out
+# and the next batch to come in. It is sent one batch ahead if none of its last `STEADY` took longer
+# than this, and if everybody else would have one to run as well.
+NEXT_S = 0.05
+STEADY = 32
+
 BATCH_TIME_WEIGHT = 0.2  # of the newest batch in the smoothed batch time
 
 # What the handler itself takes is best told by the shortest batches: the others wait for the
@@ -71,6 +78,7 @@ class BatchWorker(Worker):
         # How long a batch takes, smoothed, and at least; at first nothing is sent ahead.
         self._batch_s = AHEAD_S
         self._least_batch_s = AHEAD_S
+        self._steady = 0  # how many batches in a row took less than NEXT_S
 
     @property
     def is_busy(self) -> bool:
@@ -93,6 +101,15 @@ class BatchWorker(Worker):
             and in_flight < MAX_AHEAD
             and self._batch_s < MAX_SMOOTHED * AHEAD_S
             and (in_flight + 1) * self._least_batch_s < AHEAD_S
+        )
+
+    @property
+    def takes_next(self) -> bool:
+        return (
+            len(self._batches) == 1
+            and self._steady >= STEADY
+            and self.state is WorkerState.READY
+            and self._session.connection is not None
         )
 
     @property
@@ -179,6 +196,7 @@ class BatchWorker(Worker):
         self._least_batch_s *= LEAST_TIME_GROWTH
         if took_s < self._least_batch_s:
             self._least_batch_s = took_s
+        self._steady = self._steady + 1 if took_s < NEXT_S else 0
         if (times := self.model.queue.times) is not None:
             times.add(len(batch), took_s)
         self._began_s = now_s

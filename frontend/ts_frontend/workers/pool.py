@@ -212,10 +212,19 @@ class WorkerPool:
                 self._idle.append(worker)
 
     def _feed_ahead(self) -> None:
-        """Nobody is idle: send full batches ahead to fast workers, the least loaded first."""
+        """Nobody is idle: send full batches ahead to fast workers, the least loaded first.
+
+        Those that are not so fast get one each while there is one for everybody, so that none sits
+        with a worker while another could run it. Where it may yet matter who goes next, or how long
+        it will take, they get none.
+        """
         queue = self.model.queue
         while len(queue) >= queue.policy.size:
             takers = [worker for worker in self.workers if worker.takes_more]
+            if not takers and queue.is_plain:
+                if len(queue) < queue.policy.size * len(self.workers):
+                    return
+                takers = [worker for worker in self.workers if worker.takes_next]
             if not takers:
                 return
             now_s = monotonic()

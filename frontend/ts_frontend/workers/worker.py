@@ -140,6 +140,11 @@ class Worker:
         raise NotImplementedError
 
     @property
+    def takes_next(self) -> bool:
+        """Whether the batch after the one it works on may be sent ahead, if many more wait."""
+        return False
+
+    @property
     def is_awake(self) -> bool:
         """Whether it works, and so fast that a batch is better sent to it than to an idle one."""
         return False

@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def nothing_is_sent_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a worker counts as fast depends on the machine; the tests that mean it say so."""
     monkeypatch.setattr(batch_worker, "AHEAD_S", 0.0)
+    monkeypatch.setattr(batch_worker, "NEXT_S", 0.0)
 
 
 @pytest.fixture

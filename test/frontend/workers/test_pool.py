@@ -407,6 +407,72 @@ async def test_what_was_sent_ahead_outlives_a_stop_without_grace(
     assert errors == ([WorkerDied] if others else [WorkerDied, NoWorker, NoWorker, NoWorker])
 
 
+async def steady(bench: Bench, monkeypatch: pytest.MonkeyPatch, workers: int = 1) -> WorkerPool:
+    """A pool whose workers are known to take neither very short nor very long."""
+    monkeypatch.setattr(batch_worker, "NEXT_S", 10.0)
+    monkeypatch.setattr(batch_worker, "STEADY", 3)
+    pool = await bench.serving(workers)
+    for _ in range(3):
+        await asyncio.gather(*(answer_of(ask(pool)) for _ in range(workers)))
+    assert bench.script is not None
+    bench.script.default = holds
+    return pool
+
+
+async def test_a_steady_worker_is_sent_one_batch_ahead(
+    bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await steady(bench, monkeypatch)
+    jobs = [ask(pool, str(number).encode()) for number in range(4)]
+    (connection,) = script.connections
+    await wait_until(lambda: len(connection.batches) == 5)
+    assert (pool.workers[0].in_flight, len(pool.model.queue)) == (2, 2)
+    echo(connection, 3)
+    assert await answer_of(jobs[0]) == b"0"
+    await wait_until(lambda: len(connection.batches) == 6)
+    assert (pool.workers[0].in_flight, len(pool.model.queue)) == (2, 1)
+    for index in (4, 5, 6):
+        await wait_until(lambda wanted=index: len(connection.batches) > wanted)
+        echo(connection, index)
+    assert [await answer_of(job) for job in jobs[1:]] == [b"1", b"2", b"3"]
+
+
+async def test_one_slow_batch_ends_the_trust_in_a_steady_worker(
+    bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await steady(bench, monkeypatch)
+    script.default = echoes
+    monkeypatch.setattr(batch_worker, "NEXT_S", 0.0)
+    await answer_of(ask(pool))
+    monkeypatch.setattr(batch_worker, "NEXT_S", 10.0)
+    script.default = holds
+    for _ in range(3):
+        ask(pool)
+    assert (pool.workers[0].in_flight, len(pool.model.queue)) == (1, 2)
+
+
+async def test_steady_workers_are_sent_no_batch_that_another_could_run(
+    bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await steady(bench, monkeypatch, workers=2)
+    for _ in range(3):
+        ask(pool)
+    assert [worker.in_flight for worker in pool.workers] == [1, 1]
+    ask(pool)
+    assert sorted(worker.in_flight for worker in pool.workers) == [1, 2]
+    assert len(pool.model.queue) == 1
+
+
+async def test_a_steady_worker_is_sent_nothing_ahead_where_deadlines_matter(
+    bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await steady(bench, monkeypatch)
+    pool.model.queue.watch_times()
+    for _ in range(3):
+        ask(pool)
+    assert (pool.workers[0].in_flight, len(pool.model.queue)) == (1, 2)
+
+
 # Size.
 
 
