@@ -42,6 +42,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "start_report": frozenset(),
     "private_folder": frozenset(),
     "archive_report": frozenset({"core", "archive"}),
+    "model_check": frozenset({"core", "archive", "archive_report"}),
     "data_plane": CAPABILITIES,
     "residency": CAPABILITIES,
     "control_plane": CAPABILITIES | {"residency"},

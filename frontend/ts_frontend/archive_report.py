@@ -175,37 +175,47 @@ def _describe(archive: ModelArchive, report: ArchiveReport) -> None:
         report.warn(warning)
     if not manifest.model_name:
         report.warn("The manifest has no modelName: a registration over HTTP has to give one.")
-    if manifest.runtime == "LSP":
-        report.error("Runtime LSP: compiled handlers are not served here.")
     if not manifest.handler:
         report.warn("The manifest names no handler: the registration or the server has to.")
+    report.problems += what_a_worker_misses(archive)
+
+
+def what_a_worker_misses(archive: ModelArchive) -> Iterator[Problem]:
+    """What keeps a worker from loading the model, as far as manifest and files tell."""
+    manifest = archive.manifest
+    if manifest.runtime == "LSP":
+        yield Problem("error", "Runtime LSP: compiled handlers are not served here.")
     for key, name in (
         ("serializedFile", manifest.serialized_file),
         ("modelFile", manifest.model_file),
         ("requirementsFile", manifest.requirements_file),
     ):
-        if name and name not in names:
-            report.error(f"The manifest's {key} {name} is not in the archive.")
-    _check_default_handler(manifest, names, report)
+        if name and not _has_file(archive, name):
+            yield Problem("error", f"The manifest's {key} {name} is not in the archive.")
+    yield from _what_a_default_handler_misses(archive)
 
 
-def _check_default_handler(manifest: Manifest, names: set[str], report: ArchiveReport) -> None:
-    """Warn of what the handler would miss when it loads.
+def _has_file(archive: ModelArchive, name: str) -> bool:
+    return os.path.isfile(os.path.join(archive.path, name))
 
-    No errors: the configuration file or the environment may allow weights with their class.
-    """
+
+def _what_a_default_handler_misses(archive: ModelArchive) -> Iterator[Problem]:
+    """No errors: the configuration file or the environment may allow weights with their class."""
+    manifest = archive.manifest
     handler = manifest.handler
-    if handler not in _DEFAULT_HANDLERS or f"{handler}.py" in names:
+    if handler not in _DEFAULT_HANDLERS or _has_file(archive, f"{handler}.py"):
         return
     weights = manifest.serialized_file
     is_complete = weights.endswith(_COMPLETE_MODELS)
     if not (manifest.model_file or is_complete or (weights and manifest.config_file)):
         what = f" to load {weights}" if weights else ", or a serialized file that holds a model"
-        report.warn(
-            f"{handler} needs a model file{what} ({', '.join(_COMPLETE_MODELS)} need none)."
+        need_none = ", ".join(_COMPLETE_MODELS)
+        yield Problem("warning", f"{handler} needs a model file{what} ({need_none} need none).")
+    if handler == "text_classifier" and not _has_file(archive, "source_vocab.pt"):
+        yield Problem(
+            "warning",
+            "text_classifier needs a vocabulary, source_vocab.pt among the extra files.",
         )
-    if handler == "text_classifier" and "source_vocab.pt" not in names:
-        report.warn("text_classifier needs a vocabulary, source_vocab.pt among the extra files.")
 
 
 def _files(directory: str, report: ArchiveReport) -> Iterator[ArchivedFile]:

@@ -1,7 +1,8 @@
 """`torchserve --check-config`: what a start with this command line would use, and what is wrong.
 
 Prints the effective value of every key with the place it comes from, and ends with status 1 if a
-start would fail or a key is not known. Nothing is started, written or downloaded.
+start would fail, if a key is not known here or in a model's own configuration, or if a model could
+not be loaded. Nothing is started or downloaded, and what is written is gone afterwards.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from ts_frontend import security
 from ts_frontend.archive.model_store import ModelStore
-from ts_frontend.control_plane import name_and_location
+from ts_frontend.archive_report import Problem
+from ts_frontend.control_plane import models_to_load
 from ts_frontend.http.tls import tls_context, tls_files
 from ts_frontend.metrics.catalog import CatalogError, read_catalog
+from ts_frontend.model_check import check_models
 from ts_frontend.settings import ConfigurationError, Settings, load_settings
 from ts_frontend.settings.checks import UNKNOWN
-from ts_frontend.snapshot import InvalidSnapshot, parse_models
+from ts_frontend.snapshot import InvalidSnapshot, ModelSnapshot, parse_models
 
 KEY_WIDTH = 44
 
@@ -38,13 +42,15 @@ def check_config(
             say(f"error: {problem}")
         say(_sum(len(error.problems), 0))
         return 1
-    errors = [warning for warning in settings.warnings if UNKNOWN in warning]
-    warnings = [warning for warning in settings.warnings if UNKNOWN not in warning]
-    errors += _problems(settings)
-    warnings += [*_missing_models(settings), *security.exposures(settings)]
     say(f"Configuration file: {settings.config_file or 'none'}")
     for key, value, origin in settings.effective():
         say(f"{key:<{KEY_WIDTH}} = {value} ({origin})")
+    errors = [warning for warning in settings.warnings if UNKNOWN in warning]
+    warnings = [warning for warning in settings.warnings if UNKNOWN not in warning]
+    errors += _problems(settings)
+    for found in _model_problems(settings):
+        (errors if found.level == "error" else warnings).append(found.text)
+    warnings += security.exposures(settings)
     for text in errors:
         say(f"error: {text}")
     for text in warnings:
@@ -89,20 +95,40 @@ def _check_tls(settings: Settings) -> None:
             tls_context(tls_files(settings, folder))
 
 
-def _missing_models(settings: Settings) -> Iterator[str]:
+def _model_problems(settings: Settings) -> Sequence[Problem]:
     if not settings.model_store or not os.path.isdir(settings.model_store):
-        return
-    store = ModelStore(settings.model_store, settings.temp_dir, settings.allowed_urls)
-    key, locations = "load_models", []
+        return []
+    if not (settings.model_snapshot or settings.load_models):
+        return []
+    checksums = None
+    with suppress(ConfigurationError):  # which `_problems` has told
+        checksums = security.new_checksums(settings)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ts-check-", dir=settings.temp_dir) as temp_dir:
+            store = ModelStore(
+                settings.model_store,
+                temp_dir,
+                settings.allowed_urls,
+                limits=security.archive_limits(settings),
+                checksums=checksums,
+            )
+            key, wanted = _wanted_models(settings, store)
+            where = f"{key} in {settings.origin(key)}"
+            handler = settings.default_service_handler or ""
+            return list(check_models(store, wanted, where, handler))
+    except OSError as error:
+        return [Problem("error", f"The models were not looked at: {error}")]
+
+
+def _wanted_models(
+    settings: Settings, store: ModelStore
+) -> tuple[str, Sequence[tuple[str | None, str]]]:
+    """The key that says which models a start loads, and their names, if it gives any, and
+    locations.
+    """
     if settings.model_snapshot:
-        key = "model_snapshot"
-        try:
-            locations = [model.archive_name for model in parse_models(settings.model_snapshot)]
-        except InvalidSnapshot:
-            return
-    elif settings.load_models and settings.load_models.lower() != "all":
-        parts = [part for part in settings.load_models.split(",") if part.strip()]
-        locations = [name_and_location(part)[1] for part in parts]
-    for location in locations:
-        if "://" not in location and not store.has(location):
-            yield f"Model not found at: {location} ({key} in {settings.origin(key)})"
+        models: Sequence[ModelSnapshot] = []
+        with suppress(InvalidSnapshot):  # which `_problems` has told
+            models = parse_models(settings.model_snapshot)
+        return "model_snapshot", [(model.name, model.archive_name) for model in models]
+    return "load_models", models_to_load(settings.load_models or "", store)

@@ -257,14 +257,8 @@ class ControlPlane:
         """Load what the `load_models` setting names; returns the locations that could not be
         loaded.
         """
-        if load_models.lower() == "all":
-            entries: list[tuple[str | None, str]] = [
-                (None, location) for location in self._store.list_all()
-            ]
-        else:
-            entries = [name_and_location(part) for part in load_models.split(",") if part.strip()]
         failed = []
-        for name, location in entries:
+        for name, location in models_to_load(load_models, self._store):
             try:
                 await self.load(location, name)
             except ServingError as error:
@@ -777,6 +771,13 @@ def parse_metadata(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def models_to_load(load_models: str, store: ModelStore) -> list[tuple[str | None, str]]:
+    """The name, if it gives one, and the location of each model of the `load_models` setting."""
+    if load_models.lower() == "all":
+        return [(None, location) for location in store.list_all()]
+    return [name_and_location(part) for part in load_models.split(",") if part.strip()]
 
 
 def name_and_location(entry: str) -> tuple[str | None, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from ts_frontend.archive.checksums import ChecksumList, ListRefused
 from ts_frontend.archive.fetch import AwsCredentials
+from ts_frontend.archive.unpack import ArchiveLimits
 from ts_frontend.http.tls import is_self_signing
 from ts_frontend.settings import ConfigurationError, Settings
 from ts_frontend.settings.addresses import DEFAULT_PORTS, is_loopback, parse_address
@@ -34,6 +35,14 @@ def new_tokens(settings: Settings) -> TokenAuthority | None:
     except InvalidKeyFile as error:
         where = settings.origin("token_key_file") if settings.token_key_file else "environment"
         raise ConfigurationError(f"{error} (token keys, {where})") from error
+
+
+def archive_limits(settings: Settings) -> ArchiveLimits:
+    return ArchiveLimits(
+        max_entries=settings.max_archive_entries,
+        max_bytes=settings.max_archive_size,
+        max_ratio=settings.max_archive_ratio,
+    )
 
 
 def new_checksums(settings: Settings) -> ChecksumList | None:

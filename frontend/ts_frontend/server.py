@@ -25,7 +25,6 @@ from ts_frontend import security
 from ts_frontend.archive.environments import EnvironmentCache, default_folder
 from ts_frontend.archive.fetch import FetchSettings
 from ts_frontend.archive.model_store import ModelStore
-from ts_frontend.archive.unpack import ArchiveLimits
 from ts_frontend.control_plane import ControlPlane, Defaults
 from ts_frontend.core.admission import Admission, Load
 from ts_frontend.core.deadline import DeadlineHeaders
@@ -285,11 +284,7 @@ class Server:
             settings.model_store,
             settings.temp_dir,
             settings.allowed_urls,
-            limits=ArchiveLimits(
-                max_entries=settings.max_archive_entries,
-                max_bytes=settings.max_archive_size,
-                max_ratio=settings.max_archive_ratio,
-            ),
+            limits=security.archive_limits(settings),
             fetch=FetchSettings(
                 allow_private_addresses=settings.fetch_private_addresses,
                 max_bytes=settings.max_download_size,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -151,6 +154,92 @@ def test_warnings_do_not_make_the_status(check: Check) -> None:
     assert "can load and run code here" in warnings[1]
     assert "allowed_urls" in warnings[2]
     assert check.lines[-1] == "0 errors, 3 warnings."
+
+
+def archive(path: Path, config: str) -> None:
+    entry = {"modelName": path.stem, "handler": "h.py", "configFile": "model-config.yaml"}
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("h.py", "raise SystemExit('a check runs no code')")
+        file.writestr("model-config.yaml", config)
+        file.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": entry}))
+
+
+def test_all_models_of_the_store_are_looked_at(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = check.folder / "store"
+    archive(store / "good.mar", "batchSize: 2\n")
+    archive(store / "slip.mar", "minWorkers: 1\nbatchsize: 2\n")
+    archive(store / "odd.mar", "parallelLevel: 2\n")
+    (store / "torn.mar").write_bytes((store / "good.mar").read_bytes()[:-30])
+    (store / "notes.txt").write_text("no model")
+    (check.folder / "config.properties").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(check.folder))
+    before = {path: path.lstat().st_mtime_ns for path in check.folder.rglob("*")}
+    assert check("model_store=store\nload_models=all\n", "--ncs") == 1
+    assert check.said("error") == [
+        "error: slip.mar: model-config.yaml:2: unknown key 'batchsize' is left to the handler;"
+        " did you mean 'batchSize'?",
+        "error: torn.mar: The archive is damaged: its directory is missing, as if cut short."
+        f" (load_models in {check.folder}/config.properties:2)",
+    ]
+    assert check.said("warning") == [
+        "warning: odd.mar: model-config.yaml:1: parallelLevel has no effect without parallelType."
+    ]
+    assert check.lines[-1] == "2 errors, 1 warning."
+    after = {path: path.lstat().st_mtime_ns for path in check.folder.rglob("*")}
+    del before[check.folder / "config.properties"], after[check.folder / "config.properties"]
+    assert after == before
+
+
+def test_a_model_that_is_named(check: Check) -> None:
+    archive(check.folder / "store" / "m.mar", "batchSize: no\n")
+    archive(check.folder / "store" / "other.mar", "batchSize: no\n")
+    text = "model_store=store\nload_models=mine=m.mar\n"
+    assert check(text) == 1
+    (error,) = check.said("error")
+    assert error.startswith("error: m.mar: model-config.yaml:1: batchSize should be an integer")
+    archive(check.folder / "store" / "m.mar", "batchSize: 1\n")
+    assert check(text) == 0, check.lines
+
+
+def test_the_models_of_a_snapshot(check: Check) -> None:
+    archive(check.folder / "store" / "m.mar", "batchsize: 1\n")
+    archive(check.folder / "store" / "unused.mar", "batchsize: 1\n")
+    models = {"models": {"m": {"1.0": {"marName": "m.mar"}, "2.0": {"marName": "gone.mar"}}}}
+    text = f"model_store=store\nload_models=unused.mar\nmodel_snapshot={json.dumps(models)}\n"
+    assert check(text) == 1
+    (error,) = check.said("error")
+    assert error.startswith("error: m.mar: model-config.yaml:1: unknown key 'batchsize'")
+    (warning,) = check.said("warning")
+    where = f"{check.folder}/config.properties:3"
+    assert warning == f"warning: Model not found at: gone.mar (model_snapshot in {where})"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("max_archive_entries=1", "The archive has more than 1 entries."),
+        ("archive_checksums=sums", "m.mar is not listed in archive_checksums."),
+    ],
+)
+def test_archives_are_held_to_what_is_set(check: Check, setting: str, words: str) -> None:
+    archive(check.folder / "store" / "m.mar", "batchSize: 1\n")
+    (check.folder / "sums").touch()
+    text = "model_store=store\nload_models=m.mar\n"
+    assert check(text) == 0, check.lines
+    assert check(f"{text}{setting}\n") == 1
+    (error,) = check.said("error")
+    assert words in error
+
+
+def test_values_of_the_key_models_that_contradict(check: Check) -> None:
+    models = '{"m": {"1.0": {"minWorkers": 3, "maxWorkers": 2}}}'
+    assert check(f"model_store=store\nmodels={models}\n") == 0
+    assert check.said("warning") == [
+        f"warning: {check.folder}/config.properties:2: models: m 1.0: maxWorkers 2 is less than"
+        " minWorkers 3."
+    ]
 
 
 def test_nothing_is_written(check: Check) -> None:

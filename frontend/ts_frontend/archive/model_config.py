@@ -97,6 +97,15 @@ class ModelFileConfig(msgspec.Struct, frozen=True, kw_only=True):
     warm_up: tuple[WarmUpItem, ...] | str | None = None  # text: what is wrong with it
 
 
+class Note(str):
+    """A warning about values that are understood and do not count together.
+
+    Every other warning is about a mistake: what it names is left out.
+    """
+
+    __slots__ = ()
+
+
 class _Refused(Exception):
     """The value is not what the key wants; the text names what it wants."""
 
@@ -249,7 +258,7 @@ _KEYS = {
 
 
 def parse_model_config(text: str, source: str) -> tuple[ModelFileConfig | None, list[str]]:
-    """The frontend's values and the warnings about the rest.
+    """The frontend's values and the warnings about the rest: mistakes, and each `Note`.
 
     source: the file's name, for the warnings.
     None in place of the values: the file is empty, or not readable as a YAML map (with a warning).
@@ -346,13 +355,14 @@ def _settle_parallel_level(values: dict[str, Any], places: _Places, warnings: li
     where = places.of("torchrun" if level is None else "parallelLevel")
     if torchrun is not None:
         if level not in (None, torchrun.nproc_per_node):
-            warnings.append(
+            text = (
                 f"{where}: parallelLevel {level} gives way to torchrun's nproc-per-node"
                 f" {torchrun.nproc_per_node}, the number of processes that are started."
             )
+            warnings.append(Note(text))
         level = torchrun.nproc_per_node
     if level is not None and values.get("parallel_type") is None:
-        warnings.append(f"{where}: parallelLevel has no effect without parallelType.")
+        warnings.append(Note(f"{where}: parallelLevel has no effect without parallelType."))
         level = None
     values["parallel_level"] = level
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import re
 import secrets
@@ -40,6 +41,7 @@ from ts_frontend.core.errors import (
 
 logger = logging.getLogger(__name__)
 
+KEPT_BYTES = 1 << 20  # of a file that is looked at: a manifest or a configuration is no larger
 DEFAULT_ALLOWED_URLS = ("file://.*|http(s)?://.*",)
 
 _URL_SCHEME = re.compile(r"(file|https?)://", re.IGNORECASE)
@@ -109,6 +111,19 @@ class ModelStore:
         for warning in archive.warnings:
             logger.warning("Model configuration of %s: %s", _shown(url), warning)
         return archive
+
+    def look_blocking(self, name: str) -> ModelArchive:
+        """A local archive as `open` would find and refuse it, for a look at its small files.
+
+        All of it is read, but a file of more than KEPT_BYTES becomes a hole, which takes no disk.
+        The caller releases it, and reports its warnings. Raises as `open`; OSError if the archive
+        or the disk fails.
+        """
+        self._check_location(name)
+        if _ANY_SCHEME.match(name):
+            raise ModelNotFound(f"Archives elsewhere are not looked at: {_shown(name)}")
+        self._make_models_dir()
+        return self._open_local(name, CancelToken(), kept_bytes=KEPT_BYTES)
 
     async def release(self, archive: ModelArchive) -> None:
         """Remove an archive's files below the temporary directory, and the file it downloaded."""
@@ -181,7 +196,9 @@ class ModelStore:
                 "there; set TEMP to a directory of the server's own."
             )
 
-    def _open_local(self, url: str, token: CancelToken) -> ModelArchive:
+    def _open_local(
+        self, url: str, token: CancelToken, kept_bytes: float = math.inf
+    ) -> ModelArchive:
         found = self._find(url)
         if found is None:
             raise ModelNotFound(f"Model not found at: {_shown(url)}")
@@ -192,7 +209,7 @@ class ModelStore:
                     f"{file_name} is a folder; archive_checksums lets in archives of one file only."
                 )
             return self._link(path, url, file_name)
-        return self._unpack(path, token, url, file_name, is_downloaded=False)
+        return self._unpack(path, token, url, file_name, kept_bytes=kept_bytes)
 
     def _find(self, url: str) -> tuple[str, str] | None:
         """Where a plain name or path leads, and the name that will find it again."""
@@ -228,11 +245,18 @@ class ModelStore:
             return ModelArchive(link, directory, url=url, file_name=file_name)
 
     def _unpack(
-        self, path: str, token: CancelToken, url: str, file_name: str, *, is_downloaded: bool
+        self,
+        path: str,
+        token: CancelToken,
+        url: str,
+        file_name: str,
+        *,
+        is_downloaded: bool = False,
+        kept_bytes: float = math.inf,
     ) -> ModelArchive:
         target = self._new_work_path()
         with self._verified(path, file_name, token) as verified:
-            unpack(verified, target, self._limits, token.check)
+            unpack(verified, target, self._limits, token.check, kept_bytes=kept_bytes)
         try:
             token.check()
             return ModelArchive(

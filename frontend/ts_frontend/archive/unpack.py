@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import math
 import os
 import re
 import shutil
@@ -65,11 +66,17 @@ class _Reader(Protocol):
 
 
 def unpack(
-    source: str, target: str, limits: ArchiveLimits, check_cancelled: Callable[[], None]
+    source: str,
+    target: str,
+    limits: ArchiveLimits,
+    check_cancelled: Callable[[], None],
+    *,
+    kept_bytes: float = math.inf,
 ) -> None:
     """Unpack the file `source` into the new directory `target`.
 
     check_cancelled: called between chunks; what it raises ends the work.
+    kept_bytes: larger files are read and judged like all, but left as holes of their size.
     Raises InvalidModel if the archive is damaged, hostile or no archive, ArchiveStorageFailed if
     the disk has no room. Then, and on every other failure, `target` does not exist.
     """
@@ -77,11 +84,12 @@ def unpack(
         archive_bytes = os.fstat(file.fileno()).st_size
         with _damage_refused(), _open_reader(file, archive_bytes, limits) as reader:
             entries = check_entries(reader.entries(), archive_bytes, limits, check_cancelled)
-            _check_disk(os.path.dirname(target), sum(entry.size for entry in entries))
+            needed_bytes = sum(entry.size for entry in entries if entry.size <= kept_bytes)
+            _check_disk(os.path.dirname(target), needed_bytes)
             try:
                 os.mkdir(target, 0o700)
                 for entry in entries:
-                    _write(reader, entry, target, check_cancelled)
+                    _write(reader, entry, target, check_cancelled, entry.size > kept_bytes)
             except BaseException:
                 shutil.rmtree(target, ignore_errors=True)
                 raise
@@ -168,7 +176,13 @@ def _check_disk(directory: str, needed_bytes: int) -> None:
         )
 
 
-def _write(reader: _Reader, entry: Entry, target: str, check_cancelled: Callable[[], None]) -> None:
+def _write(
+    reader: _Reader,
+    entry: Entry,
+    target: str,
+    check_cancelled: Callable[[], None],
+    is_hole: bool,
+) -> None:
     path = os.path.join(target, *entry.path.split("/"))
     os.makedirs(path if entry.is_directory else os.path.dirname(path), exist_ok=True)
     if entry.is_directory:
@@ -182,7 +196,10 @@ def _write(reader: _Reader, entry: Entry, target: str, check_cancelled: Callable
             written += len(chunk)
             if written > entry.size:
                 break
-            file.write(chunk)
+            if not is_hole:
+                file.write(chunk)
+        if is_hole:
+            file.truncate(entry.size)
     if written != entry.size:
         raise InvalidModel(f"The archive's entry {_show(entry.path)} lies about its size.")
 

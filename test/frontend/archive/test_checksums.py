@@ -80,9 +80,9 @@ async def test_an_archive_exchanged_after_its_check(
 
     real = module.unpack
 
-    def exchange_first(path: str, *rest: object) -> None:
+    def exchange_first(path: str, *rest: object, **options: object) -> None:
         (places.store / "echo.mar").write_bytes(b"an impostor")
-        real(path, *rest)
+        real(path, *rest, **options)
 
     monkeypatch.setattr(module, "unpack", exchange_first)
     model_store = store(sums(echo=echo_mar))

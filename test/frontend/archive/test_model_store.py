@@ -523,13 +523,13 @@ async def test_cancelled_while_unpacking(places, mar, monkeypatch: pytest.Monkey
     has_begun, may_go_on = threading.Event(), threading.Event()
     real_unpack = model_store_module.unpack
 
-    def slow_unpack(source, target, limits, check_cancelled) -> None:
+    def slow_unpack(source, target, limits, check_cancelled, **options) -> None:
         def check() -> None:
             has_begun.set()
             may_go_on.wait(30)
             check_cancelled()
 
-        real_unpack(source, target, limits, check)
+        real_unpack(source, target, limits, check, **options)
 
     monkeypatch.setattr(model_store_module, "unpack", slow_unpack)
     task = asyncio.create_task(places.model_store().open("echo.mar"))
@@ -608,3 +608,22 @@ def test_list_all(places) -> None:
 )
 def test_default_name(location: str, name: str) -> None:
     assert default_name(location) == name
+
+
+def test_a_look_finds_the_archive_and_keeps_what_is_small(places, mar, manifest) -> None:
+    weights = b"w" * (2 << 20)
+    content = {"MAR-INF/MANIFEST.json": manifest(), "echo.py": b"x = 1\n", "weights": weights}
+    (places.store / "echo.mar").write_bytes(mar(content))
+    before = places.snapshot()
+    store: ModelStore = places.model_store()
+    archive = store.look_blocking("echo.mar")
+    assert archive.manifest.model_name == "echo"
+    assert Path(archive.path, "echo.py").read_bytes() == b"x = 1\n"
+    assert Path(archive.path, "weights").stat().st_size == len(weights)
+    store.release_blocking(archive)
+    assert places.snapshot() == before
+    with pytest.raises(ModelNotFound):
+        store.look_blocking("../echo.mar")
+    with pytest.raises(ModelNotFound, match="not looked at"):
+        store.look_blocking(f"file://{places.store}/echo.mar")
+    assert places.snapshot() == before

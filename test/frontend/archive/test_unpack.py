@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import random
+import shutil
 import stat
 import struct
 import tarfile
@@ -76,6 +77,18 @@ def test_mar(tmp_path: Path, mar: Build) -> None:
     }
     mode = stat.S_IMODE((tmp_path / "out" / "echo.py").stat().st_mode)
     assert mode & ~0o644 == 0
+
+
+def test_large_files_become_holes_where_only_the_small_ones_are_wanted(
+    tmp_path: Path, mar: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mar").write_bytes(mar({"small": b"x" * 10, "large": b"y" * (1 << 20)}))
+    free = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    target = tmp_path / "out"
+    unpack(str(tmp_path / "a.mar"), str(target), ArchiveLimits(), _not_cancelled, kept_bytes=10)
+    assert _tree(target) == {"small": b"x" * 10, "large": b"\0" * (1 << 20)}
+    assert (target / "large").stat().st_blocks == 0
 
 
 def test_tar_gz_loses_its_first_folder(tmp_path: Path, tgz: Build) -> None:
