@@ -38,7 +38,7 @@ def test_every_data_file_is_installed(package: Path) -> None:
     missing = [
         str(path.relative_to(ROOT))
         for path in files_below(package)
-        if path.suffix not in (".py", ".pyc")
+        if path.suffix not in (".py", ".pyc", ".so")
         and not any(fnmatch(path.name, pattern) for pattern in declared["*"])
         and not any(
             fnmatch(str(path.relative_to(package)), pattern)

@@ -89,7 +89,7 @@ class _CountedJob(Job):
         self._load.body_bytes -= self._body_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Admission:
     """How the server takes requests in.
 

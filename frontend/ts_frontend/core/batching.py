@@ -66,7 +66,7 @@ def _leading_predictions(waiting: Waiting, limit: int) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DynamicBatching:
     size: int
     delay_s: float

@@ -116,21 +116,24 @@ class ResponseStream:
         if on_cancel is not None:
             on_cancel()
 
-    async def __aiter__(self) -> AsyncIterator[ResponseChunk]:
-        """The chunks in order; raises the stream's error where it failed.
+    def __aiter__(self) -> AsyncIterator[ResponseChunk]:
+        """The chunks in order.
 
         Leaving the iteration early does not cancel: the owner of the stream calls `cancel`.
         """
-        while True:
-            while self._buffered:
-                chunk = self._buffered.popleft()
-                self._buffered_bytes -= len(chunk.body)
-                yield chunk
+        return self
+
+    async def __anext__(self) -> ResponseChunk:
+        """Raises the stream's error where it failed."""
+        while not self._buffered:
             if self.error is not None:
                 raise self.error
             if self.is_ended:
-                return
+                raise StopAsyncIteration
             await self._wait_event()
+        chunk = self._buffered.popleft()
+        self._buffered_bytes -= len(chunk.body)
+        return chunk
 
     async def wait_complete(self) -> list[ResponseChunk]:
         """Every chunk of the answer, once it is complete.

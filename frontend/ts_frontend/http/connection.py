@@ -278,7 +278,7 @@ class HttpConnection(asyncio.Protocol):
         for waiter in self._drain_waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        del self._parser  # it refers back to this object
+        self._parser = cast("httptools.HttpRequestParser", None)  # it refers back to this object
         self._place_reader = None  # so does this
 
     def pause_writing(self) -> None:
@@ -392,10 +392,15 @@ class HttpConnection(asyncio.Protocol):
             self._parser = httptools.HttpRequestParser(self)  # the old one waits for the body
             self.on_message_complete()
 
+    @property
+    def has_place(self) -> bool:
+        """Whether a body is being read into its place."""
+        return self._place is not None
+
     def place_filled(self, count: int) -> None:
         """`count` bytes of the body were read into its place."""
         self._fill_place(count)
-        if self._place is None:
+        if not self.has_place:
             self._pump()
 
     def leave_place_reader(self) -> None:
@@ -907,11 +912,11 @@ class _PlaceReader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         connection = self._connection
-        if connection._place is not None:
+        if connection.has_place:
             connection.place_filled(count)
             return
         connection.data_received(bytes(self._between[:count]))
-        if connection._place is None:
+        if not connection.has_place:
             connection.leave_place_reader()
 
     # Of the connection as ever

@@ -7,7 +7,6 @@ a fast worker, so that it waits for no round trip. Only the oldest one was begun
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 from ts.protocol.messages import Prediction, PredictReply, encode_predict
 from ts_frontend.core.clock import monotonic
@@ -71,8 +70,7 @@ def push_prediction(job: Job, prediction: Prediction) -> bool:
 
 
 class BatchWorker(Worker):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _begin_idle(self) -> None:
         self._batches: deque[list[Job]] = deque()
         self._began_s = 0.0  # when the oldest batch became the oldest
         # How long a batch takes, smoothed, and at least; at first nothing is sent ahead.

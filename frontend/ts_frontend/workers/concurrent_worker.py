@@ -9,8 +9,6 @@ has them run again.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ts.protocol.messages import PredictReply, encode_predict
 from ts_frontend.core.errors import ModelError, WorkerDied
 from ts_frontend.core.job import Job
@@ -24,8 +22,7 @@ MAX_IN_FLIGHT = 1024
 
 
 class ConcurrentWorker(Worker):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _begin_idle(self) -> None:
         self._in_worker: dict[bytes, Job] = {}
         self._suspects: list[Job] = []  # on board, after the death of another worker with them
 

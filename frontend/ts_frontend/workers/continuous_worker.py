@@ -8,8 +8,6 @@ waits; only for the first request of an empty worker is there a delay.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ts.protocol.messages import PredictReply, encode_predict
 from ts_frontend.core.errors import ModelError, WorkerDied
 from ts_frontend.core.job import Job, JobState
@@ -21,8 +19,7 @@ from ts_frontend.workers.worker import Worker, is_wanted
 
 
 class ContinuousWorker(Worker):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _begin_idle(self) -> None:
         self._running: list[Job] = []
         self._seen = 0  # how many of them, from the first on, the process knows
         self._is_in_round = False

@@ -362,7 +362,8 @@ class WorkerPool:
         return worker
 
     def _start_worker(self, place: WorkerPlace) -> Worker:
-        worker: Worker = self._kind(
+        kind = self._kind
+        worker = kind(
             self.model,
             place,
             self._launch,

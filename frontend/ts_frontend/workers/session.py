@@ -35,7 +35,7 @@ Connect = Callable[[str, ConnectionOwner, int], Awaitable[WorkerConnection]]
 """Address, owner, largest accepted field in bytes -> connection; raises OSError."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WorkerTimes:
     """What a worker's life is timed by, in seconds; tests have no time for the defaults.
 
@@ -55,7 +55,7 @@ class WorkerTimes:
     goodbye_s: float = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WorkerPlace:
     """Where one worker lives: its id (TorchServe's "port"), and its GPUs."""
 

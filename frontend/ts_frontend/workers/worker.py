@@ -106,6 +106,11 @@ class Worker:
         self._cancel_timer: asyncio.TimerHandle | None = None
         # Nobody measures it yet.
         self.gpu_usage = "failed to obtained gpu usage"  # TorchServe's own words
+        self._begin_idle()
+
+    def _begin_idle(self) -> None:
+        """Set what this kind of worker keeps of its work; called once, by the constructor."""
+        raise NotImplementedError
 
     @property
     def pid(self) -> int:
