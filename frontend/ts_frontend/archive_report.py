@@ -190,20 +190,16 @@ def what_a_worker_misses(archive: ModelArchive) -> Iterator[Problem]:
         ("modelFile", manifest.model_file),
         ("requirementsFile", manifest.requirements_file),
     ):
-        if name and not _has_file(archive, name):
+        if name and not archive.has_file(name):
             yield Problem("error", f"The manifest's {key} {name} is not in the archive.")
     yield from _what_a_default_handler_misses(archive)
-
-
-def _has_file(archive: ModelArchive, name: str) -> bool:
-    return os.path.isfile(os.path.join(archive.path, name))
 
 
 def _what_a_default_handler_misses(archive: ModelArchive) -> Iterator[Problem]:
     """No errors: the configuration file or the environment may allow weights with their class."""
     manifest = archive.manifest
     handler = manifest.handler
-    if handler not in _DEFAULT_HANDLERS or _has_file(archive, f"{handler}.py"):
+    if handler not in _DEFAULT_HANDLERS or archive.has_file(f"{handler}.py"):
         return
     weights = manifest.serialized_file
     is_complete = weights.endswith(_COMPLETE_MODELS)
@@ -211,7 +207,7 @@ def _what_a_default_handler_misses(archive: ModelArchive) -> Iterator[Problem]:
         what = f" to load {weights}" if weights else ", or a serialized file that holds a model"
         need_none = ", ".join(_COMPLETE_MODELS)
         yield Problem("warning", f"{handler} needs a model file{what} ({need_none} need none).")
-    if handler == "text_classifier" and not _has_file(archive, "source_vocab.pt"):
+    if handler == "text_classifier" and not archive.has_file("source_vocab.pt"):
         yield Problem(
             "warning",
             "text_classifier needs a vocabulary, source_vocab.pt among the extra files.",

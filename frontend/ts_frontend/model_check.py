@@ -87,14 +87,13 @@ def _mistakes(archive: ModelArchive) -> Iterator[Problem]:
 def _what_is_missing(archive: ModelArchive, default_handler: str) -> Iterator[Problem]:
     if not (archive.handler or default_handler):
         what = "The manifest names no handler"
-        if not os.path.isfile(os.path.join(archive.path, MANIFEST_PATH)):
+        if not archive.has_file(MANIFEST_PATH):
             what = f"There is no {MANIFEST_PATH}"
         yield Problem("error", f"{what}, and no default_service_handler stands in.")
     file_name = archive.handler.partition(":")[0]
     # Without the suffix it may be a default handler or a module of an installed package.
     if file_name.endswith(".py") and not any(
-        os.path.isfile(os.path.join(archive.path, name))
-        for name in (file_name, os.path.basename(file_name))
+        map(archive.has_file, (file_name, os.path.basename(file_name)))
     ):
         yield Problem("error", f"The manifest's handler {file_name} is not in the archive.")
     yield from what_a_worker_misses(archive)

@@ -69,6 +69,10 @@ class ModelArchive:
         """The manifest's handler, "" if it names none."""
         return self.manifest.handler
 
+    def has_file(self, name: str) -> bool:
+        """Whether there is a file of this name, relative to the archive's root."""
+        return os.path.isfile(os.path.join(self.path, name))
+
     def discard(self) -> None:
         """Remove what was unpacked or linked, never what a link points to. May be called again."""
         remove_work_directory(self._work_directory)

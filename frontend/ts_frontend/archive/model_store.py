@@ -29,7 +29,9 @@ from ts_frontend.archive.fetch import (
     redact,
     split_checksum,
 )
+from ts_frontend.archive.manifest import MAX_MANIFEST_BYTES
 from ts_frontend.archive.model_archive import ModelArchive, remove_work_directory
+from ts_frontend.archive.model_config import MAX_CONFIG_BYTES
 from ts_frontend.archive.unpack import ArchiveLimits, unpack
 from ts_frontend.core.errors import (
     ArchiveDownloadFailed,
@@ -41,7 +43,8 @@ from ts_frontend.core.errors import (
 
 logger = logging.getLogger(__name__)
 
-KEPT_BYTES = 1 << 20  # of a file that is looked at: a manifest or a configuration is no larger
+# What is looked at in an archive is no larger.
+KEPT_BYTES = max(MAX_MANIFEST_BYTES, MAX_CONFIG_BYTES)
 DEFAULT_ALLOWED_URLS = ("file://.*|http(s)?://.*",)
 
 _URL_SCHEME = re.compile(r"(file|https?)://", re.IGNORECASE)

@@ -362,8 +362,7 @@ class WorkerPool:
         return worker
 
     def _start_worker(self, place: WorkerPlace) -> Worker:
-        kind = self._kind
-        worker = kind(
+        worker: Worker = self._kind(
             self.model,
             place,
             self._launch,
