@@ -23,6 +23,7 @@ from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator, WorkerLaunch
 from ts_frontend.workers.pool import WorkerPool
 from ts_frontend.workers.session import Connect, WorkerTimes
+from ts_frontend.workers.vigil import Vigil
 from ts_frontend.workers.watch import WorkerWatch
 
 TEST = Path(__file__).resolve().parent
@@ -86,6 +87,7 @@ class Bench:
         self.devices = DeviceAllocator(0)
         self.pools: list[WorkerPool] = []
         self.autoscaling: WorkerWatch | None = None
+        self.vigil: Vigil | None = None
 
     def use_tcp(self) -> None:
         self.connection = "tcp"
@@ -141,6 +143,7 @@ class Bench:
             self.meters,
             times,
             autoscaling=self.autoscaling,
+            vigil=self.vigil,
         )
         model.workers = pool
         self.pools.append(pool)

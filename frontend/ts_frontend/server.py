@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ts.protocol.tensors import ENVELOPE
+from ts.protocol.wakefulness import SPIN_VARIABLE
 from ts_frontend import security
 from ts_frontend.archive.environments import EnvironmentCache, default_folder
 from ts_frontend.archive.fetch import FetchSettings
@@ -72,6 +73,7 @@ from ts_frontend.workers.environment import (
 )
 from ts_frontend.workers.pool import WorkerPool
 from ts_frontend.workers.sequence_pool import SequencePool
+from ts_frontend.workers.vigil import Vigil
 from ts_frontend.workers.watch import WorkerWatch
 from ts_frontend.workers.zygote import Zygote
 
@@ -149,6 +151,7 @@ class Server:
         self._autoscaling = WorkerWatch(
             0 if settings.is_torchserve_compatible else settings.autoscale_interval
         )
+        self._vigil = Vigil.of_this_machine(settings.spin_us / 1e6)
         self._connect = load_connection("unix" if settings.use_native_io else "tcp")
 
     # Life.
@@ -379,7 +382,7 @@ class Server:
             "TS_DECODE_INPUT_REQUEST": _flag(settings.decode_input_request),
             "TS_IPEX_ENABLE": _flag(settings.ipex_enable),
             "TS_IPEX_GPU_ENABLE": _flag(settings.ipex_gpu_enable),
-            "TS_WORKER_SPIN_US": str(settings.worker_spin_us),
+            SPIN_VARIABLE: str(settings.spin_us),
         }
         inherited = settings.worker_environment
         # An operator's own choice goes first.
@@ -419,6 +422,7 @@ class Server:
             self.metrics,
             watch=self._watch,
             autoscaling=self._autoscaling,
+            vigil=self._vigil,
         )
 
     def _meter_model(self, model: Model) -> None:

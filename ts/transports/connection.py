@@ -11,17 +11,14 @@ from typing import Any
 
 from ts.protocol.frames import Buffer
 from ts.protocol.messages import Command, CommandReader
+from ts.protocol.wakefulness import SPIN_VARIABLE, Wakefulness
 from ts.transports.shared_memory import SharedMemory
-from ts.transports.wakefulness import Wakefulness
 from ts.utils.environment import env_number
 
 RECEIVE_BYTES = 256 * 1024
 
 # How many buffers one system call takes (1024 on Linux).
 MAX_BUFFERS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
-
-
-SPIN_VARIABLE = "TS_WORKER_SPIN_US"
 
 # A silence of so long is used to give back memory that large replies have left.
 TRIM_AFTER_S = 1.0
@@ -135,6 +132,7 @@ class FrontendConnection:
             while time.monotonic() - began_s < wakefulness.longest_s:
                 if self._arrival.poll(0):
                     return
+                os.sched_yield()  # whoever wants to run on this processor goes first
         self._arrival.poll()
         wakefulness.waited(time.monotonic() - began_s)
 

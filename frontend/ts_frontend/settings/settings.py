@@ -424,13 +424,13 @@ class Settings:
     max_response_size: int = _key(
         6553500, "Largest part of a worker's answer, in bytes.", minimum=1
     )
-    worker_spin_us: int = _key(
-        0,
-        "How long a worker that is asked again and again stays awake for its next batch, in "
-        "microseconds, before it sleeps. It spares a small model the time of being woken, and "
-        "costs up to so much processor time a batch. A worker sleeps all the same while more "
-        "processes want to run than there are processors, and in a container with a limit of "
-        "processor time. 200 suits a machine with processors to spare.",
+    spin_us: int = _key(
+        200,
+        "How long a worker that is asked again and again stays awake for its next batch, and the "
+        "server for the answer of a worker that takes no longer than this, in microseconds, before "
+        "they sleep. It spares a small model the time of being woken, and costs up to so much "
+        "processor time a batch. Both sleep all the same while more processes want to run than "
+        "there are processors, and in a container with a limit of processor time. 0: always.",
         minimum=0,
         maximum=10000,
     )

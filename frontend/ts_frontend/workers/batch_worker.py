@@ -111,6 +111,10 @@ class BatchWorker(Worker):
         )
 
     @property
+    def batch_s(self) -> float:
+        return self._batch_s
+
+    @property
     def is_awake(self) -> bool:
         return (
             bool(self._batches)

@@ -40,6 +40,7 @@ from ts_frontend.workers.owner import WorkerMeters
 from ts_frontend.workers.recycling import Recycler
 from ts_frontend.workers.reruns import Reruns
 from ts_frontend.workers.session import Connect, WorkerPlace, WorkerTimes
+from ts_frontend.workers.vigil import Vigil
 from ts_frontend.workers.watch import WorkerWatch
 from ts_frontend.workers.worker import Worker
 
@@ -59,9 +60,11 @@ class WorkerPool:
         times: WorkerTimes = WorkerTimes(),  # noqa: B008 - frozen
         watch: WorkerWatch | None = None,
         autoscaling: WorkerWatch | None = None,
+        vigil: Vigil | None = None,
     ) -> None:
         """watch: has this pool look after its workers now and then (`check`).
         autoscaling: has their number follow the load, between min_workers and max_workers.
+        vigil: keeps the event loop awake for their answers.
         """
         self.model = model
         self.min_workers = 0
@@ -78,6 +81,7 @@ class WorkerPool:
         self._meters = meters
         self._times = times
         self._watch = watch
+        self._vigil = vigil
         self._reruns = Reruns(model, meters)
         self._recycler = Recycler(self)
         self._beside: list[Worker] = []  # the replacement that loads, until it is one of `workers`
@@ -242,6 +246,8 @@ class WorkerPool:
             if job.meters is not None:
                 job.meters.queue_us.value += waited_s * 1e6
         worker.run_batch(batch)
+        if self._vigil is not None and worker.in_flight == 1:
+            self._vigil.keep(worker)
         self._meters.batch(queue_ms, (monotonic() - now_s) * 1000)
 
     def _feed_at(self, time_s: float, now_s: float) -> None:

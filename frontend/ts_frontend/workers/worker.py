@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 
 from ts.protocol.log_lines import split_level
@@ -148,6 +149,11 @@ class Worker:
     def takes_next(self) -> bool:
         """Whether the batch after the one it works on may be sent ahead, if many more wait."""
         return False
+
+    @property
+    def batch_s(self) -> float:
+        """How long a batch takes, smoothed."""
+        return math.inf
 
     @property
     def is_awake(self) -> bool:

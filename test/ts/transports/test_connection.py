@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from ts.protocol.messages import PredictRequest, encode_predict
-from ts.transports import connection as module
+from ts.protocol.wakefulness import SPIN_VARIABLE, Wakefulness
 from ts.transports.connection import FrontendConnection, FrontendDisconnected
-from ts.transports.wakefulness import Wakefulness
 
 LONG_S = 10.0
 
@@ -74,9 +73,9 @@ def receive_while_asked(
         assert request.id == b"%036d" % number
 
 
-def test_waits_asleep_by_default(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_asleep_where_nothing_is_set(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = frontend
-    monkeypatch.delenv(module.SPIN_VARIABLE, raising=False)
+    monkeypatch.delenv(SPIN_VARIABLE, raising=False)
     connection = FrontendConnection(theirs)
     poll = connection._arrival = CountingPoll(theirs)
     receive_while_asked(connection, poll, ours, 3)

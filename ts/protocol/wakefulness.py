@@ -1,10 +1,11 @@
-"""Whether a worker stays awake while it waits for its next batch.
+"""Whether to stay awake for what is about to come.
 
 To be woken takes longer than a small handler runs, so a worker that is asked again and again gains
-by looking for its next batch instead of sleeping until it comes. It costs a processor meanwhile,
-which is free of charge only where one has nothing to do: on a full machine the frontend and the
-clients need it more. Two questions therefore come before a wait without sleep: did the last batch
-come soon, and has the machine a processor for everybody who wants to run?
+by looking for its next batch instead of sleeping until it comes, and so does the frontend that
+waits for the answer of such a worker. It costs a processor meanwhile, which is free of charge only
+where one has nothing to do: on a full machine others need it more. Two questions therefore come
+before a wait without sleep: will it be short, and has the machine a processor for everybody who
+wants to run?
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ LOAD_FILE = "/proc/loadavg"
 
 # Version 2 and version 1 of control groups, and how each says that there is no limit.
 QUOTA_FILES = (("/sys/fs/cgroup/cpu.max", "max"), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1"))
+
+# In the environment of a worker: the longest wait without sleep, in microseconds.
+SPIN_VARIABLE = "TS_SPIN_US"
 
 # To ask the kernel costs some microseconds; what it says of one moment is little, so the mean of
 # many counts.
@@ -36,7 +40,6 @@ class Wakefulness:
         self.longest_s = longest_s
         self._load = load
         self._came_soon = False
-        self._waits = 0
 
     @classmethod
     def of_this_machine(cls, longest_s: float) -> Wakefulness:
@@ -46,15 +49,7 @@ class Wakefulness:
 
     def begin_wait(self) -> bool:
         """Whether the wait that begins now is without sleep at first; asked once for each."""
-        if not self._came_soon:
-            return False
-        load = self._load
-        if load is None:
-            return True
-        if not self._waits:
-            load.look()
-        self._waits = (self._waits + 1) % WAITS_PER_LOOK
-        return load.has_free_processor
+        return self._came_soon and (self._load is None or self._load.find_free())
 
     def waited(self, seconds: float) -> None:
         """Told after each wait."""
@@ -71,6 +66,7 @@ class ProcessorLoad:
         self._file = file
         self._processors = processors
         self._running = float(processors)
+        self._asked = 0
 
     @classmethod
     def open(cls) -> ProcessorLoad | None:
@@ -90,6 +86,13 @@ class ProcessorLoad:
     @property
     def has_free_processor(self) -> bool:
         return self._running <= self._processors + TOLERANCE
+
+    def find_free(self) -> bool:
+        """Whether a processor is free, asked at the begin of each wait without sleep."""
+        if not self._asked:
+            self.look()
+        self._asked = (self._asked + 1) % WAITS_PER_LOOK
+        return self.has_free_processor
 
     def look(self) -> None:
         """Count again; what cannot be read is taken for a full machine."""

@@ -1,4 +1,4 @@
-"""When a worker waits for its next batch without sleep."""
+"""When a wait begins without sleep."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ts.transports import wakefulness as module
-from ts.transports.wakefulness import WAITS_PER_LOOK, ProcessorLoad, Wakefulness
+from ts.protocol import wakefulness as module
+from ts.protocol.wakefulness import WAITS_PER_LOOK, ProcessorLoad, Wakefulness
 
 PROCESSORS = 4
 LONGEST_S = 200e-6
