@@ -4,9 +4,13 @@ wrong.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -97,6 +101,40 @@ def test_a_handler_chooses_status_headers_and_content_type(server: RunningServer
     assert seen["headers"]["explain"] == "False"
     assert seen["headers"]["url_path"] == ""
     assert answer.headers["content-type"] == "application/json"
+
+
+def test_requests_with_the_same_head_are_told_apart(server: RunningServer) -> None:
+    """Several times, on one connection, head and body in one packet."""
+
+    def ask(path: str, body: bytes, times: int) -> list[tuple[str, dict[str, Any]]]:
+        answers = []
+        for _ in range(times):
+            head = f"POST {path} HTTP/1.1\r\nX-A: b\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sock.sendall(head.encode() + body)
+            answer = http.client.HTTPResponse(connection.sock)
+            answer.begin()
+            answers.append((answer.headers["x-request-id"], json.loads(answer.read())))
+        return answers
+
+    place = urlsplit(server.inference)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=20)
+    connection.connect()
+    with contextlib.closing(connection):
+        probes = ask("/predictions/context_probe", b"x", 5)
+        explained = ask("/explanations/context_probe/1.0/rest?a=b", b"x", 5)
+        bodies = [ask("/predictions/echo", b"%d" % number, 1)[0][1] for number in range(5)]
+    assert bodies == list(range(5))
+    assert len({request_id for request_id, _ in probes + explained}) == 10
+    for request_id, seen in probes + explained:
+        assert seen["request_id"] == request_id
+    headers = [seen["headers"] for _, seen in probes]
+    assert headers == [headers[0]] * 5
+    assert headers[0]["X-A"] == "b"
+    assert (headers[0]["explain"], headers[0]["url_path"]) == ("False", "")
+    headers = [seen["headers"] for _, seen in explained]
+    assert headers == [headers[0]] * 5
+    assert headers[0]["explain"] == "True"
+    assert (headers[0]["url_path"], headers[0]["url_query"]) == ("rest", "a=b")
 
 
 def test_a_failing_handler_is_a_503_and_the_worker_lives_on(server: RunningServer) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from ts.protocol.frames import (
+    EMPTY,
     END,
     INT,
     MAX_LENGTH,
@@ -33,6 +34,7 @@ from ts.protocol.frames import (
     length_error,
     pack_int,
 )
+from ts.protocol.header_block import HeaderBlock
 from ts.protocol.shared_memory import REFERENCE_MARK, REFERENCE_REST
 
 __all__ = [
@@ -147,8 +149,8 @@ class LoadReply(NamedTuple):
 Command = LoadModel | list[PredictRequest] | Cancel | Ping
 
 
-# NamedTuple's own constructor takes twice as long as this one.
-_new_tuple = tuple.__new__
+# Makes a named tuple of a plain one; its own constructor takes twice as long.
+new_tuple = tuple.__new__
 
 
 def encode_load(msg: LoadModel) -> bytes:
@@ -187,14 +189,17 @@ def encode_predict(requests: Sequence[PredictRequest]) -> list[Buffer]:
         size = len(request_id)
         add(small[size] if size < 1024 else pack_int(size))
         add(request_id)
-        for name, value in headers:
-            size = len(name)
-            add(small[size] if size < 1024 else pack_int(size))
-            add(name)
-            size = len(value)
-            add(small[size] if size < 1024 else pack_int(size))
-            add(value)
-        add(END)
+        if isinstance(headers, HeaderBlock):
+            add(headers.encoded)
+        else:
+            for name, value in headers:
+                size = len(name)
+                add(small[size] if size < 1024 else pack_int(size))
+                add(name)
+                size = len(value)
+                add(small[size] if size < 1024 else pack_int(size))
+                add(value)
+            add(END)
         for name, content_type, body in parts:
             size = len(name)
             add(small[size] if size < 1024 else pack_int(size))
@@ -235,6 +240,12 @@ def is_pong(reply: PredictReply) -> bool:
 # How almost every reply begins: code and message, encoded.
 _SUCCESS_HEAD = pack_int(200) + encode_field(SUCCESS_MESSAGE.encode())
 _SUCCESS_HEAD_BYTES = len(_SUCCESS_HEAD)
+
+
+# What lies between id and body where the handler has set nothing: no content type, status 200, no
+# reason phrase, no headers.
+_PLAIN_ANSWER = EMPTY + pack_int(200) + EMPTY + EMPTY
+_PLAIN_ANSWER_BYTES = len(_PLAIN_ANSWER)
 
 
 SharedBody = Callable[[int, int, int], Buffer]
@@ -351,55 +362,64 @@ class ReplyReader:
                     stop = size
                 request_id = buffer[position:stop]
 
-                (size,) = int_at(buffer, stop)
-                position = stop + 4
-                if not 0 <= size <= limit:
-                    raise length_error("content type", size, limit)
-                stop = position + size
-                if stop + 8 > end:
-                    buffer, position, end = yield from more(buffer, position, size + 8)
-                    stop = size
-                content_type = buffer[position:stop]
-
-                status, size = two_ints_at(buffer, stop)
-                position = stop + 8
-                if not 0 <= size <= limit:
-                    raise length_error("reason phrase", size, limit)
-                stop = position + size
-                if stop + 4 > end:
-                    buffer, position, end = yield from more(buffer, position, size + 4)
-                    stop = size
-                reason = buffer[position:stop]
-
-                (count,) = int_at(buffer, stop)
-                position = stop + 4
-                if count < 0:
-                    raise ProtocolError(f"header count is {count}")
-                if position + 4 > end:
-                    buffer, position, end = yield from more(buffer, position, 4)
-                (size,) = int_at(buffer, position)
-                position += 4
                 headers: list[tuple[bytes, bytes]] = []
-                while count:
+                if buffer.startswith(_PLAIN_ANSWER, stop):
+                    content_type = reason = b""
+                    status = 200
+                    position = stop + _PLAIN_ANSWER_BYTES
+                    if position + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, 4)
+                    (size,) = int_at(buffer, position)
+                    position += 4
+                else:
+                    (size,) = int_at(buffer, stop)
+                    position = stop + 4
                     if not 0 <= size <= limit:
-                        raise length_error("header name", size, limit)
+                        raise length_error("content type", size, limit)
+                    stop = position + size
+                    if stop + 8 > end:
+                        buffer, position, end = yield from more(buffer, position, size + 8)
+                        stop = size
+                    content_type = buffer[position:stop]
+
+                    status, size = two_ints_at(buffer, stop)
+                    position = stop + 8
+                    if not 0 <= size <= limit:
+                        raise length_error("reason phrase", size, limit)
                     stop = position + size
                     if stop + 4 > end:
                         buffer, position, end = yield from more(buffer, position, size + 4)
                         stop = size
-                    name = buffer[position:stop]
-                    (size,) = int_at(buffer, stop)
+                    reason = buffer[position:stop]
+
+                    (count,) = int_at(buffer, stop)
                     position = stop + 4
-                    if not 0 <= size <= limit:
-                        raise length_error("header value", size, limit)
-                    stop = position + size
-                    if stop + 4 > end:
-                        buffer, position, end = yield from more(buffer, position, size + 4)
-                        stop = size
-                    headers.append((name, buffer[position:stop]))
-                    (size,) = int_at(buffer, stop)
-                    position = stop + 4
-                    count -= 1
+                    if count < 0:
+                        raise ProtocolError(f"header count is {count}")
+                    if position + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, 4)
+                    (size,) = int_at(buffer, position)
+                    position += 4
+                    while count:
+                        if not 0 <= size <= limit:
+                            raise length_error("header name", size, limit)
+                        stop = position + size
+                        if stop + 4 > end:
+                            buffer, position, end = yield from more(buffer, position, size + 4)
+                            stop = size
+                        name = buffer[position:stop]
+                        (size,) = int_at(buffer, stop)
+                        position = stop + 4
+                        if not 0 <= size <= limit:
+                            raise length_error("header value", size, limit)
+                        stop = position + size
+                        if stop + 4 > end:
+                            buffer, position, end = yield from more(buffer, position, size + 4)
+                            stop = size
+                        headers.append((name, buffer[position:stop]))
+                        (size,) = int_at(buffer, stop)
+                        position = stop + 4
+                        count -= 1
 
                 if 0 <= size <= limit:
                     stop = position + size
@@ -422,9 +442,7 @@ class ReplyReader:
                 else:
                     raise length_error("response body", size, limit)
                 predictions.append(
-                    _new_tuple(
-                        Prediction, (request_id, content_type, status, reason, headers, body)
-                    )
+                    new_tuple(Prediction, (request_id, content_type, status, reason, headers, body))
                 )
                 (size,) = int_at(buffer, stop)
                 position = stop + 4
@@ -435,7 +453,7 @@ class ReplyReader:
             else:
                 source.buffer = buffer
                 source.position = position
-            yield _new_tuple(PredictReply, (code, message, predictions))
+            yield new_tuple(PredictReply, (code, message, predictions))
             # A waiting generator keeps its names, and a large body must not live as long as that.
             predictions = []
             body = b""
@@ -645,7 +663,7 @@ class CommandReader:
                         buffer, position, end = yield from more(buffer, position, 16)
                         stop = REFERENCE_REST.size
                     body = self._shared_body(*REFERENCE_REST.unpack_from(buffer, position))
-                    parts.append(_new_tuple(Part, (name, content_type, body)))
+                    parts.append(new_tuple(Part, (name, content_type, body)))
                     (size,) = int_at(buffer, stop)
                     position = stop + 4
                     continue
@@ -659,11 +677,11 @@ class CommandReader:
                 else:
                     body = yield from self._receive_body(buffer, position, size)
                     buffer, stop, end = yield from more(b"", 0, 4)
-                parts.append(_new_tuple(Part, (name, content_type, body)))
+                parts.append(new_tuple(Part, (name, content_type, body)))
                 (size,) = int_at(buffer, stop)
                 position = stop + 4
 
-            requests.append(_new_tuple(PredictRequest, (request_id, headers, parts)))
+            requests.append(new_tuple(PredictRequest, (request_id, headers, parts)))
             if position + 4 > end:
                 buffer, position, end = yield from more(buffer, position, 4)
             (size,) = int_at(buffer, position)

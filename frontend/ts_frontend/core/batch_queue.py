@@ -16,7 +16,7 @@ from typing import Protocol
 from ts_frontend.core.batch_times import BatchTimes
 from ts_frontend.core.batching import BatchPolicy, Take, WaitUntil
 from ts_frontend.core.errors import QueueFull, ServingError
-from ts_frontend.core.job import Command, Job, JobState
+from ts_frontend.core.job import FINISHED, PREDICT, RUNNING, WAITING, Job
 
 
 class Order(Protocol):
@@ -75,9 +75,9 @@ class BatchQueue:
 
     def put_back(self, jobs: Iterable[Job]) -> None:
         """Jobs that a worker could not finish go first, in their old order, at any capacity."""
-        returned = [job for job in jobs if job.state < JobState.FINISHED]
+        returned = [job for job in jobs if job.state < FINISHED]
         for job in reversed(returned):
-            job.state = JobState.WAITING
+            job.state = WAITING
             job.holder = self
             self._waiting.appendleft(job)
         if returned and self.on_put is not None:
@@ -109,7 +109,7 @@ class BatchQueue:
                 batch.remove(job)  # never the first: _drop_late has looked at it
                 _expire_soon(job)
         for job in batch:
-            job.state = JobState.RUNNING
+            job.state = RUNNING
             job.holder = None  # until its worker takes it
             job.taken_s = now_s
         return batch
@@ -120,11 +120,11 @@ class BatchQueue:
         """
         waiting = self._waiting
         batch: list[Job] = []
-        while len(batch) < limit and waiting and waiting[0].command is Command.PREDICT:
+        while len(batch) < limit and waiting and waiting[0].command is PREDICT:
             if waiting[0].deadline_s is not None and not self._drop_late(now_s):
                 break
             job = waiting.popleft()
-            job.state = JobState.RUNNING
+            job.state = RUNNING
             job.holder = None
             job.taken_s = now_s
             batch.append(job)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ts_frontend.core.batch_times import BatchTimes
-from ts_frontend.core.job import Command, Job
+from ts_frontend.core.job import PREDICT, Job
 
 
 class Take(NamedTuple):
@@ -61,7 +61,7 @@ class BatchPolicy(Protocol):
 def _leading_predictions(waiting: Waiting, limit: int) -> int:
     """How many jobs in front may share a batch, at most `limit`; at least 1."""
     count = 1
-    while count < limit and waiting[count].command is Command.PREDICT:
+    while count < limit and waiting[count].command is PREDICT:
         count += 1
     return count
 
@@ -76,7 +76,7 @@ class DynamicBatching:
         return min(self.size, waiting)
 
     def decide(self, waiting: Waiting, since_s: float, now_s: float) -> Take | WaitUntil:
-        if waiting[0].command is Command.DESCRIBE:
+        if waiting[0].command is not PREDICT:
             return Take(1)
         limit = min(self.size, len(waiting))
         count = _leading_predictions(waiting, limit)
@@ -139,7 +139,7 @@ class AdaptiveBatching:
             size = min(limit, size + max(1, size // 4))
 
     def decide(self, waiting: Waiting, since_s: float, now_s: float) -> Take:
-        if waiting[0].command is Command.DESCRIBE:
+        if waiting[0].command is not PREDICT:
             return Take(1)
         size = self.size_for(len(waiting), now_s - waiting[0].arrived_s)
         return Take(_leading_predictions(waiting, size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class WorkerState(enum.Enum):
@@ -13,6 +14,9 @@ class WorkerState(enum.Enum):
     DEAD = "dead"  # will not be tried again
     STOPPING = "stopping"  # removed on purpose, may still finish what it runs
     STOPPED = "stopped"
+
+
+READY: Final = WorkerState.READY  # under a name of its own for the hot path, see core.job
 
 
 class WorkerEvent(enum.Enum):

@@ -4,10 +4,15 @@ whose bodies go to the handler as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ts.protocol.header_block import HeaderBlock
+from ts.protocol.messages import new_tuple
 from ts_frontend.core.errors import ServingError
 from ts_frontend.core.inference import (
     EXPLAIN_HEADER,
     PREDICT_HEADER,
+    Header,
     InferenceRequest,
     Part,
     ResponseChunk,
@@ -49,17 +54,29 @@ def to_inference_request(
     with_query: the query's parameters come first as parts (the SageMaker and legacy forms only);
                 elsewhere a query is given to the handler as the header `url_query`.
     """
+    headers: Sequence[Header] | None = request.kept
+    if headers is None:
+        headers = _headers(request, explain, url_path, with_query)
+        if request.is_head_known:
+            headers = request.kept = HeaderBlock(headers)
+    parts = body_parts(request, max_parts)
+    if with_query:
+        query = [Part(name.encode(), b"", value.encode()) for name, value in request.query_params()]
+        parts = [*query, *parts]
+    return new_tuple(InferenceRequest, (request.id.encode(), headers, parts))
+
+
+def _headers(
+    request: HttpRequest, explain: bool, url_path: str | None, with_query: bool
+) -> list[Header]:
+    """They follow from the head of the request: its route has chosen the other arguments."""
     headers = list(request.headers)
     headers.append(EXPLAIN_HEADER if explain else PREDICT_HEADER)
     if url_path is not None:
         headers.append((b"url_path", url_path.encode()))
     if request.query and not with_query:
         headers.append((b"url_query", request.query))
-    parts = body_parts(request, max_parts)
-    if with_query:
-        query = [Part(name.encode(), b"", value.encode()) for name, value in request.query_params()]
-        parts = [*query, *parts]
-    return InferenceRequest(request.id.encode(), headers, parts)
+    return headers
 
 
 def body_parts(request: HttpRequest, max_parts: int) -> list[Part]:
@@ -71,7 +88,7 @@ def body_parts(request: HttpRequest, max_parts: int) -> list[Part]:
         return [Part(*part) for part in parse_multipart(request.body, header, limits)]
     if media_type == b"application/x-www-form-urlencoded":
         return [Part(*field) for field in parse_form(request.body, max_parts)]
-    return [Part(b"body", media_type, request.body)]
+    return [new_tuple(Part, (b"body", media_type, request.body))]
 
 
 class Answer:
@@ -93,20 +110,19 @@ class Answer:
             if chunk.is_last:
                 request.end_stream()
             return
-        headers = [header for header in chunk.headers if header[0].lower() != b"content-type"]
-        content_type = chunk.content_type or None
-        status = chunk.status if 100 <= chunk.status <= 999 else 500
-        if chunk.is_last:
-            request.respond(
-                status, chunk.body, content_type=content_type, headers=headers, reason=chunk.reason
-            )
+        status, reason, media_type, headers, body, is_last = chunk
+        if headers:
+            headers = [header for header in headers if header[0].lower() != b"content-type"]
+        content_type = media_type or None
+        if not 100 <= status <= 999:
+            status = 500
+        if is_last:
+            request.respond(status, body, content_type=content_type, headers=headers, reason=reason)
             return
         self._is_streaming = True
-        request.start_stream(
-            status, content_type=content_type, headers=headers, reason=chunk.reason
-        )
-        if len(chunk.body):
-            request.send_chunk(chunk.body)
+        request.start_stream(status, content_type=content_type, headers=headers, reason=reason)
+        if len(body):
+            request.send_chunk(body)
 
     def on_error(self, error: ServingError) -> None:
         request = self._request

@@ -9,7 +9,9 @@ whatever is fed is parsed, and what a client may make us keep is bounded by feed
 * while a request is being answered nothing is fed: bytes wait in `_unread`, and beyond a bound the
   socket is not read;
 * the rest of a large body of known length is not fed at all, but read from the socket straight into
-  its place (`_PlaceReader`).
+  its place (`_PlaceReader`);
+* nor is a small request whose head is, byte for byte, one that the parser has read on this
+  connection twice already: the same bytes mean the same (`_again`).
 
 Requests that were parsed wait in `_parsed`; `_pump` starts them one after the other. Answers go out
 through `HttpRequest`, which calls `answered` when it is done. A fault of the client (`_fault`) is
@@ -70,6 +72,9 @@ LAST_PROBE_S = 15.0
 _METHODS = {
     name.encode(): name for name in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
 }
+
+# What these ask for is done while the head is parsed.
+_HEADERS_WITH_EFFECT = frozenset((b"expect", b"transfer-encoding", b"upgrade"))
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BARE_503 = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -138,6 +143,9 @@ class HttpConnection(asyncio.Protocol):
         "_is_swallowing",
         "_is_write_paused",
         "_keep_alive",
+        "_known_head",
+        "_known_request",
+        "_known_size",
         "_lingers",
         "_max_body_bytes",
         "_method",
@@ -201,6 +209,9 @@ class HttpConnection(asyncio.Protocol):
         self._stalled_bytes = 0
         self._stalled_since_s = 0.0
         self._place_reader: _PlaceReader | None = None
+        self._known_head = b""  # of the last small request, with the size of all of it
+        self._known_size = 0
+        self._known_request: HttpRequest | None = None  # None: its head came only once
 
         # Per message
         self._method = b""
@@ -246,9 +257,17 @@ class HttpConnection(asyncio.Protocol):
             and len(data) <= self._small_read
             and not self._is_held
         ):
+            if len(data) == self._known_size and data.startswith(self._known_head):
+                known = self._known_request
+                if known is not None:
+                    body = data[len(self._known_head) :]
+                    self._start(known.again(body, time.monotonic()))
+                    return
             consumed = self._feed(data)
             if consumed < len(data):
                 self._unread = data[consumed:]
+            elif len(self._parsed) == 1 and self._phase == _IDLE:
+                self._learn_head(data, self._parsed[0])
             if self._parsed or self._unread or self._fault is not None:
                 self._pump()
             elif self._phase == _BODY:
@@ -280,6 +299,7 @@ class HttpConnection(asyncio.Protocol):
                 waiter.set_result(None)
         self._parser = cast("httptools.HttpRequestParser", None)  # it refers back to this object
         self._place_reader = None  # so does this
+        self._known_request = None  # and this
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -408,6 +428,28 @@ class HttpConnection(asyncio.Protocol):
         self._place_reader = None
         if not self.transport.is_closing():
             self.transport.set_protocol(self)
+
+    def _learn_head(self, data: bytes, request: HttpRequest | BareAnswer) -> None:
+        """`data` was exactly one message. Should its head come again, the parser need not be asked.
+
+        Only where nobody could take another part of it for the head, and where the head asks for
+        nothing but an answer.
+        """
+        head = data[: data.find(b"\r\n\r\n") + 4]
+        if head != self._known_head:
+            self._known_head = head
+            self._known_size = len(data)
+            self._known_request = None
+            return
+        if (
+            isinstance(request, HttpRequest)
+            and request.version == "1.1"
+            and len(head) + len(request.body) == len(data) == self._known_size
+            and head.count(b"\n") == head.count(b"\r\n") == len(request.headers) + 2
+            and not any(name.lower() in _HEADERS_WITH_EFFECT for name, _ in request.headers)
+        ):
+            request.is_head_known = True
+            self._known_request = request
 
     def _bound_unframed(self, fed: int, progress: int) -> None:
         """Refuse a chunked body that goes on without data.

@@ -292,11 +292,15 @@ class Listener:
         if self._on_response is not None:
             self._on_response(status, seconds)
         if self._access_log is not None:
-            self._access_log.append(
-                AccessEntry(
-                    request.remote, request.method, request.target, request.version, status, seconds
-                )
+            entry = (
+                request.remote,
+                request.method,
+                request.target,
+                request.version,
+                status,
+                seconds,
             )
+            self._access_log.append(tuple.__new__(AccessEntry, entry))  # in half the time
 
     def too_large(self, method: bytes, target: bytes) -> tuple[bytes, bytes]:
         """The answer to a body over the limit, for a connection that goes on and for one that ends:

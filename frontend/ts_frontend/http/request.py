@@ -158,8 +158,8 @@ def _line_start(status: int, has_phrase: bool) -> bytes:
     return start
 
 
-# A version-4 UUID costs a microsecond from `uuid.uuid4()`. The 18 middle bits that carry version
-# and variant are drawn from this table instead; the 74 others are fresh. Ids are names, not
+# A version-4 UUID costs a microsecond from `uuid.uuid4()`. The middle, which carries version and
+# variant, is drawn from this table instead; the 80 other bits are fresh. Ids are names, not
 # secrets.
 _UUID_MIDDLES = tuple(
     f"-{random.getrandbits(16):04x}-4{random.getrandbits(12):03x}"
@@ -170,8 +170,8 @@ _UUID_MIDDLES = tuple(
 
 def new_request_id(random_bits: Callable[[int], int] = random.getrandbits) -> str:
     """A fresh random UUID as text."""
-    bits = random_bits(92)
-    return f"{bits & 0xFFFFFFFF:08x}{_UUID_MIDDLES[(bits >> 32) & 0xFFF]}{bits >> 44:012x}"
+    ends = random_bits(80).to_bytes(10, "big").hex()
+    return ends[:8] + _UUID_MIDDLES[random_bits(12)] + ends[8:]
 
 
 class HttpRequest:
@@ -193,6 +193,8 @@ class HttpRequest:
         "body",
         "headers",
         "id",
+        "is_head_known",
+        "kept",
         "located",
         "method",
         "on_disconnect",
@@ -218,6 +220,8 @@ class HttpRequest:
     params: tuple[str, ...]  # path segments captured by the route
     state: Any  # for middleware
     located: Target | None  # the decoded target, once somebody needed it
+    is_head_known: bool  # the next request of the connection may well have the same head
+    kept: Any  # for the handler: what it has made of such a head, given to it again
 
     # Set by the handler
     on_disconnect: (
@@ -248,6 +252,8 @@ class HttpRequest:
         self.arrived_s = arrived_s
         self.params = ()
         self.state = None
+        self.is_head_known = False
+        self.kept = None
         self.on_disconnect = None
         self.survives_disconnect = False
         self._connection = connection
@@ -261,6 +267,25 @@ class HttpRequest:
     def __repr__(self) -> str:
         stage = ("open", "streaming", "answered")[self._stage]
         return f"<HttpRequest {self.method} {self.target!r} {self.id} {stage}>"
+
+    def again(self, body: Body, arrived_s: float) -> HttpRequest:
+        """A new request with the same head: what was found out about it need not be again."""
+        request = HttpRequest(
+            self.method,
+            self.target,
+            self.headers,
+            body,
+            version=self.version,
+            keep_alive=self._keep_alive,
+            arrived_s=arrived_s,
+            remote=self.remote,
+            connection=self._connection,
+        )
+        request.located = self.located
+        request._content_type = self._content_type
+        request.is_head_known = True
+        request.kept = self.kept
+        return request
 
     # Reading
 

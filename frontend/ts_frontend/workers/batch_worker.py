@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from ts.protocol.messages import Prediction, PredictReply, encode_predict
+from ts.protocol.messages import Prediction, PredictReply, encode_predict, new_tuple
 from ts_frontend.core.clock import monotonic
 from ts_frontend.core.errors import ModelError, WorkerDied
-from ts_frontend.core.inference import Header, ResponseChunk
-from ts_frontend.core.job import Command, Job, JobState
-from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.core.inference import ResponseChunk
+from ts_frontend.core.job import PREDICT, RUNNING, Job
+from ts_frontend.core.worker_state import READY
 from ts_frontend.workers.failure import FailureKind, WorkerFailure
 from ts_frontend.workers.worker import Worker, is_wanted
 
@@ -47,25 +47,16 @@ MAX_SMOOTHED_FAST = 4  # times FAST_S; one that is slow now and then must not ke
 def push_prediction(job: Job, prediction: Prediction) -> bool:
     """Give `job` one piece of its answer; True if the worker marked it as the last one."""
     is_last = True
-    headers: list[Header] = prediction.headers
+    _, content_type, status, reason, headers, body = prediction
     for name, value in headers:
         if name == STREAM_MARKER and value == b"true":
             is_last = False
-    if job.state is JobState.RUNNING:
-        if is_last and job.meters is not None and job.command is Command.PREDICT:
+    if job.state is RUNNING:
+        if is_last and job.meters is not None and job.command is PREDICT:
             latency_s = monotonic() - job.arrived_s
             job.meters.latency_us.value += latency_s * 1e6
             job.meters.latency_seconds.observe(latency_s)
-        job.push(
-            ResponseChunk(
-                prediction.status,
-                prediction.reason,
-                prediction.content_type,
-                headers,
-                prediction.body,
-                is_last,
-            )
-        )
+        job.push(new_tuple(ResponseChunk, (status, reason, content_type, headers, body, is_last)))
     return is_last
 
 
@@ -94,7 +85,7 @@ class BatchWorker(Worker):
     def takes_more(self) -> bool:
         in_flight = len(self._batches)
         return (
-            self.state is WorkerState.READY
+            self.state is READY
             and self._session.connection is not None  # else lost in this very turn
             and in_flight < MAX_AHEAD
             and self._batch_s < MAX_SMOOTHED * AHEAD_S
@@ -106,7 +97,7 @@ class BatchWorker(Worker):
         return (
             len(self._batches) == 1
             and self._steady >= STEADY
-            and self.state is WorkerState.READY
+            and self.state is READY
             and self._session.connection is not None
         )
 
@@ -164,14 +155,14 @@ class BatchWorker(Worker):
             self._retire(batch)
             for job in batch:
                 # A stream whose end marker got lost in an odd handler still gets its end.
-                if job.state is JobState.RUNNING:
+                if job.state is RUNNING:
                     job.push(ResponseChunk(200, b"", b"", (), b"", True))
         else:
             if not self._heard(reply):
                 reason = f"{len(predictions)} answers for {len(batch)} requests"
                 self._session.lose(FailureKind.BAD_REPLY, reason)
             return
-        if self.state is WorkerState.READY:
+        if self.state is READY:
             self._owner.worker_is_free(self)
 
     def _deliver(self, batch: list[Job], predictions: list[Prediction]) -> bool:

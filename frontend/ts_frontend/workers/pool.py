@@ -28,7 +28,7 @@ from ts_frontend.core.errors import (
 )
 from ts_frontend.core.job import Job
 from ts_frontend.core.model import Model, ParallelType
-from ts_frontend.core.worker_state import WorkerState
+from ts_frontend.core.worker_state import READY
 from ts_frontend.workers.autoscaler import Autoscaler
 from ts_frontend.workers.batch_worker import BatchWorker
 from ts_frontend.workers.concurrent_worker import ConcurrentWorker
@@ -134,7 +134,7 @@ class WorkerPool:
     @property
     def ready_count(self) -> int:
         """How many workers share the work now."""
-        return sum(worker.state is WorkerState.READY for worker in self.workers)
+        return sum(worker.state is READY for worker in self.workers)
 
     async def is_answering(self, timeout_s: float) -> bool:
         """Whether a ping goes to one of the workers and back, within `timeout_s`."""
@@ -262,7 +262,7 @@ class WorkerPool:
 
     def worker_is_free(self, worker: Worker) -> None:
         """A batch has ended; the worker is idle unless others were sent ahead."""
-        if worker.state is WorkerState.READY:
+        if worker.state is READY:
             if not worker.is_full:
                 self._idle.append(worker)
             self.feed()

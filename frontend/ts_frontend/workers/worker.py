@@ -55,6 +55,9 @@ STABLE_S = 10.0
 LASTING_ATTEMPTS = 2
 
 
+_GONE = (WorkerState.DEAD, WorkerState.STOPPING, WorkerState.STOPPED)
+
+
 class Worker:
     """A subclass says what is on board (`is_busy` and the like), takes batches and hears replies.
 
@@ -168,7 +171,7 @@ class Worker:
     @property
     def is_healthy(self) -> bool:
         """As `/ping` counts it: serving, or on its way there within the retry window."""
-        return self.state not in (WorkerState.DEAD, WorkerState.STOPPING, WorkerState.STOPPED)
+        return self.state not in _GONE
 
     def run_batch(self, batch: list[Job]) -> None:
         """Send `batch` to the process. The caller has asked for it because this worker is free."""

@@ -90,6 +90,67 @@ def test_any_split_gives_the_same(wire, names, last, sizes, answers_at_once):
     assert split.transport.is_reading or not split.transport.takes_input
 
 
+class Unused:
+    """A parser that is not needed any more."""
+
+    def feed_data(self, data: bytes) -> None:
+        raise AssertionError(f"asked about {data!r}")
+
+
+ASKED = b"POST /b?c=d HTTP/1.1\r\nHost: h\r\nContent-Type: Text/Plain\r\nContent-Length: 5\r\n\r\n"
+
+
+def test_a_head_that_has_come_twice_is_not_parsed_again(wire):
+    known, fresh = wire(), wire()
+    bodies = [b"one..", b"two..", b"three", b"four."]
+    for body in bodies:
+        if body == b"three":
+            parser, known.connection._parser = known.connection._parser, Unused()
+        known.feed(ASKED + body)
+    known.connection._parser = parser
+    fresh.feed(b"".join(ASKED + body for body in bodies))
+    assert observe(known) == observe(fresh)
+    assert [bytes(request.body) for request in known.requests] == bodies
+    assert len({request.id for request in known.requests}) == len(bodies)
+    last = known.requests[-1]
+    assert (last.path, last.query, last.content_type) == ("/b", b"c=d", b"text/plain")
+    for other in (b"GET / HTTP/1.1\r\n\r\n", ASKED.replace(b"5", b"3") + b"abc", ASKED + b"again"):
+        known.feed(other)
+    assert [bytes(request.body) for request in known.requests[4:]] == [b"", b"abc", b"again"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        ASKED.replace(b"Host", b"Expect: 100-continue\r\nHost") + b"12345",
+        ASKED.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"1\r\na\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\n\r\n",
+        ASKED + b"12345\r\n",
+        ASKED + b"12345" + ASKED + b"67890",
+    ],
+)
+def test_what_is_more_than_a_plain_request_is_always_parsed(wire, request_bytes):
+    often, whole = wire(**LIMITS), wire(**LIMITS)
+    for _ in range(4):
+        often.feed(request_bytes)
+        assert often.connection._known_request is None
+    whole.feed(request_bytes * 4)
+    assert observe(often)[0] == observe(whole)[0]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(sorted({**STREAMS, "asked": ASKED + b"12345"})), max_size=12))
+def test_reads_of_whole_requests_give_the_same_as_one_read(wire, names):
+    requests = [(STREAMS | {"asked": ASKED + b"12345"})[name] for name in names]
+    apart, together = wire(**LIMITS), wire(**LIMITS)
+    for request in requests:
+        apart.feed(request)
+    together.feed(b"".join(requests))
+    assert observe(apart) == observe(together)
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(

@@ -98,3 +98,27 @@ def test_no_request_is_found_inside_another(wire, messages, sizes):
     assert found == expected[: len(found)]
     if len(found) < len(expected):
         assert connection.statuses[-1] == 400, "stricter than it need be, and says so"
+
+
+@fuzzed
+@given(
+    repeated=MESSAGES,
+    times=st.integers(2, 4),
+    others=st.lists(MESSAGES, max_size=2),
+    bodies=st.lists(BODIES, max_size=3),
+)
+@example(b"POST /a HTTP/1.1\r\nContent-Length: 26\r\n\r\n" + SMUGGLED, 3, [], [b"hello"])
+@example(b"POST /a HTTP/1.1\r\nHost: h\r\n\r\n", 3, [], [SMUGGLED])
+def test_nor_behind_a_head_that_has_come_before(wire, repeated, times, others, bodies):
+    """Each read is one message, which is what lets the connection know a head again."""
+    head = repeated[: repeated.find(b"\r\n\r\n") + 4]
+    reads = [repeated] * times + [head + body for body in bodies] + others + [repeated, SMUGGLED]
+    connection = wire()
+    for data in reads:
+        if connection.transport.takes_input:
+            connection.feed(data)
+    found = [(request.target, bytes(request.body)) for request in connection.requests]
+    expected = read_strictly(b"".join(reads))
+    assert found == expected[: len(found)]
+    if len(found) < len(expected):
+        assert connection.statuses[-1] == 400

@@ -14,6 +14,7 @@ from reply_codec import encode_predict_reply
 
 from ts.protocol import messages
 from ts.protocol.frames import encode_field, encode_int
+from ts.protocol.header_block import HeaderBlock
 from ts.protocol.messages import (
     LARGE_BODY_BYTES,
     PING,
@@ -78,12 +79,16 @@ loads = st.builds(
     st.booleans(),
 )
 statuses = st.integers(-(2**31), 2**31 - 1)
+# A handler that sets nothing gives the answers that the reader has a short way for.
+plain_predictions = st.builds(
+    Prediction, names, st.just(b""), st.just(200), st.just(b""), st.just([]), bodies
+)
 predictions = st.builds(Prediction, names, names, statuses, names, headers, bodies)
 replies = st.builds(
     PredictReply,
     st.sampled_from([200, 503]) | statuses,
     st.just("Prediction success") | texts,
-    st.lists(predictions, max_size=3),
+    st.lists(predictions | plain_predictions, max_size=3),
 )
 
 
@@ -138,6 +143,16 @@ def test_recorded_predict():
     reader = CommandReader()
     reader.feed(PREDICT_BYTES)
     assert reader.next() == PREDICT
+
+
+@given(batches, st.integers(0, 2000))
+def test_headers_that_are_shared_are_the_same_bytes(batch, size):
+    long = [(b"x" * size, b"y" * (2000 - size))]
+    batch = [request._replace(headers=[*request.headers, *long]) for request in batch]
+    shared = [request._replace(headers=HeaderBlock(request.headers)) for request in batch]
+    assert b"".join(encode_predict(shared)) == b"".join(encode_predict(batch))
+    for request, other in zip(shared, batch, strict=True):
+        assert list(request.headers) == other.headers
 
 
 def test_recorded_reply():
