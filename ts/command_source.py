@@ -67,12 +67,10 @@ class CommandSource:
         """Whether nobody waits for any of these any more. May be called from any thread."""
         cancelled = self._cancelled
         now_s = time.monotonic()
-        if now_s >= self._next_look_s and not all(
-            request_id in cancelled for request_id in request_ids
-        ):
+        if now_s >= self._next_look_s and not (cancelled and cancelled.issuperset(request_ids)):
             self._look()
             self._next_look_s = now_s + self._look_pause_s
-        return self._is_gone or all(request_id in cancelled for request_id in request_ids)
+        return self._is_gone or (bool(cancelled) and cancelled.issuperset(request_ids))
 
     def _look(self) -> None:
         if not self._lock.acquire(blocking=False):

@@ -241,11 +241,22 @@ def is_pong(reply: PredictReply) -> bool:
 _SUCCESS_HEAD = pack_int(200) + encode_field(SUCCESS_MESSAGE.encode())
 _SUCCESS_HEAD_BYTES = len(_SUCCESS_HEAD)
 
+# A longer message is not looked out for again.
+MAX_REMEMBERED_BYTES = 256
+
 
 # What lies between id and body where the handler has set nothing: no content type, status 200, no
 # reason phrase, no headers.
 _PLAIN_ANSWER = EMPTY + pack_int(200) + EMPTY + EMPTY
 _PLAIN_ANSWER_BYTES = len(_PLAIN_ANSWER)
+
+# The same of a piece of a stream: one header says that more follows.
+MORE_FOLLOWS = (b"ts_stream_next", b"true")
+PIECE_HEADERS = [MORE_FOLLOWS]
+_PLAIN_PIECE = (
+    EMPTY + pack_int(200) + EMPTY + pack_int(1) + b"".join(map(encode_field, MORE_FOLLOWS))
+)
+_PLAIN_PIECE_BYTES = len(_PLAIN_PIECE)
 
 
 SharedBody = Callable[[int, int, int], Buffer]
@@ -323,6 +334,10 @@ class ReplyReader:
         two_ints_at = TWO_INTS.unpack_from
         predictions: list[Prediction] = []
         body: Buffer
+        # A stream repeats its code and message with every piece.
+        last_head = _SUCCESS_HEAD
+        last_code = 200
+        last_message = SUCCESS_MESSAGE
         while True:
             buffer = source.buffer
             position = source.position
@@ -340,6 +355,12 @@ class ReplyReader:
                 position += _SUCCESS_HEAD_BYTES
                 if position + 4 > end:
                     buffer, position, end = yield from more(buffer, position, 4)
+            elif buffer.startswith(last_head, position):
+                code = last_code
+                message = last_message
+                position += len(last_head)
+                if position + 4 > end:
+                    buffer, position, end = yield from more(buffer, position, 4)
             else:
                 code, size = two_ints_at(buffer, position)
                 position += 8
@@ -347,8 +368,13 @@ class ReplyReader:
                     raise length_error("reply message", size, limit)
                 if position + size + 4 > end:
                     buffer, position, end = yield from more(buffer, position, size + 4)
-                message = str(buffer[position : position + size], "utf-8", "replace")
+                text = buffer[position : position + size]
+                message = str(text, "utf-8", "replace")
                 position += size
+                if size < MAX_REMEMBERED_BYTES:
+                    last_head = TWO_INTS.pack(code, size) + text
+                    last_code = code
+                    last_message = message
 
             predictions = []
             (size,) = int_at(buffer, position)
@@ -367,6 +393,15 @@ class ReplyReader:
                     content_type = reason = b""
                     status = 200
                     position = stop + _PLAIN_ANSWER_BYTES
+                    if position + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, 4)
+                    (size,) = int_at(buffer, position)
+                    position += 4
+                elif buffer.startswith(_PLAIN_PIECE, stop):
+                    content_type = reason = b""
+                    status = 200
+                    headers = PIECE_HEADERS
+                    position = stop + _PLAIN_PIECE_BYTES
                     if position + 4 > end:
                         buffer, position, end = yield from more(buffer, position, 4)
                     (size,) = int_at(buffer, position)

@@ -104,13 +104,12 @@ class Answer:
 
     def on_chunk(self, chunk: ResponseChunk) -> None:
         request = self._request
+        status, reason, media_type, headers, body, is_last = chunk
         if self._is_streaming:
-            if len(chunk.body):
-                request.send_chunk(chunk.body)
-            if chunk.is_last:
+            request.send_chunk(body)
+            if is_last:
                 request.end_stream()
             return
-        status, reason, media_type, headers, body, is_last = chunk
         if headers:
             headers = [header for header in headers if header[0].lower() != b"content-type"]
         content_type = media_type or None
@@ -121,8 +120,7 @@ class Answer:
             return
         self._is_streaming = True
         request.start_stream(status, content_type=content_type, headers=headers, reason=reason)
-        if len(body):
-            request.send_chunk(body)
+        request.send_chunk(body)
 
     def on_error(self, error: ServingError) -> None:
         request = self._request

@@ -469,9 +469,8 @@ class HttpRequest:
         framing = b"" if self.version == "1.0" else b"transfer-encoding: chunked\r\n"
         self._unsent: list[Body] = []
         self._unsent_bytes = 0
-        self._send_soon(
-            self._full_head(status, content_type, headers, reason, self._keep_alive, framing)
-        )
+        head = self._full_head(status, content_type, headers, reason, self._keep_alive, framing)
+        self._send_soon((head,), len(head))
 
     def send_chunk(self, data: Body) -> None:
         """Send one piece of a stream; an empty one is left out.
@@ -480,30 +479,37 @@ class HttpRequest:
         """
         if self._stage != _STREAMING:
             raise RuntimeError(f"{self!r} is no open stream")
-        connection = self._connection
-        if connection is None or not data or self.method == "HEAD":
+        size = len(data)
+        if self._connection is None or not size or self.method == "HEAD":
             return
         if self.version == "1.0":
-            self._send_soon(data)
+            self._send_soon((data,), size)
         else:
-            self._send_soon(b"%x\r\n" % len(data), data, b"\r\n")
-        waiting = self._unsent_bytes + connection.transport.get_write_buffer_size()
-        if waiting > connection.listener.limits.max_response_buffer_bytes:
-            connection.cut()
+            head = b"%x\r\n" % size
+            self._send_soon((head, data, b"\r\n"), len(head) + size + 2)
 
-    def _send_soon(self, *pieces: Body) -> None:
+    def _send_soon(self, pieces: tuple[Body, ...], size: int) -> None:
         """Write with whatever else comes in this turn of the event loop.
 
         A worker's chunks often arrive together, and a system call for each would cost more than
         all the rest of them.
         """
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent += pieces
-        for piece in pieces:
-            self._unsent_bytes += len(piece)
+        unsent = self._unsent
+        if not unsent:
+            asyncio.get_running_loop().call_soon(self._flush_bounded)
+        unsent += pieces
+        self._unsent_bytes += size
         if self._unsent_bytes >= JOIN_BELOW_BYTES:
-            self._flush()
+            self._flush_bounded()
+
+    def _flush_bounded(self) -> None:
+        """Write what waits, and cut off a client that has left too much unread."""
+        self._flush()
+        connection = self._connection
+        if connection is not None and self._stage == _STREAMING:
+            waiting = connection.transport.get_write_buffer_size()
+            if waiting > connection.listener.limits.max_response_buffer_bytes:
+                connection.cut()
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []

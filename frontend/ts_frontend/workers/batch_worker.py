@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 
-from ts.protocol.messages import Prediction, PredictReply, encode_predict, new_tuple
+from ts.protocol.messages import (
+    MORE_FOLLOWS,
+    PIECE_HEADERS,
+    Prediction,
+    PredictReply,
+    encode_predict,
+    new_tuple,
+)
 from ts_frontend.core.clock import monotonic
 from ts_frontend.core.errors import ModelError, WorkerDied
 from ts_frontend.core.inference import ResponseChunk
@@ -16,8 +23,6 @@ from ts_frontend.core.job import PREDICT, RUNNING, Job
 from ts_frontend.core.worker_state import READY
 from ts_frontend.workers.failure import FailureKind, WorkerFailure
 from ts_frontend.workers.worker import Worker, is_wanted
-
-STREAM_MARKER = b"ts_stream_next"
 
 # Work for a busy worker may be sent ahead, so that a fast handler waits for no round trip. It may
 # add up to this much time, and this many batches: what is sent cannot be given to another worker.
@@ -46,11 +51,8 @@ MAX_SMOOTHED_FAST = 4  # times FAST_S; one that is slow now and then must not ke
 
 def push_prediction(job: Job, prediction: Prediction) -> bool:
     """Give `job` one piece of its answer; True if the worker marked it as the last one."""
-    is_last = True
     _, content_type, status, reason, headers, body = prediction
-    for name, value in headers:
-        if name == STREAM_MARKER and value == b"true":
-            is_last = False
+    is_last = headers is not PIECE_HEADERS and MORE_FOLLOWS not in headers
     if job.state is RUNNING:
         if is_last and job.meters is not None and job.command is PREDICT:
             latency_s = monotonic() - job.arrived_s

@@ -12,11 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ts.protocol.messages import Prediction, PredictReply, encode_predict
+from ts.protocol.messages import MORE_FOLLOWS, Prediction, PredictReply, encode_predict
 from ts_frontend.core.self_test import SelfTest, TestRequest
 from ts_frontend.workers.connections.base import WorkerConnection
 
-STREAM_MARKER = (b"ts_stream_next", b"true")
 RELATIVE_TOLERANCE = 1e-3
 ABSOLUTE_TOLERANCE = 1e-6
 _SHOWN = 200  # characters of an answer
@@ -66,7 +65,7 @@ class SelfTester:
             (prediction,) = predictions
             status = status or prediction.status
             body += prediction.body
-            if STREAM_MARKER not in prediction.headers:
+            if MORE_FOLLOWS not in prediction.headers:
                 return status, bytes(body)
 
 
