@@ -62,6 +62,8 @@ class Service:
         self._entry_point = entry_point
         self._is_decoding = is_decoding_wanted()
         self._next_prediction_time_s = 0.0
+        self._last_headers: Sequence[tuple[bytes, bytes]] = ()
+        self._last_texts: dict[str, str] = {}
         self._context = Context(
             model_name,
             model_dir,
@@ -123,11 +125,10 @@ class Service:
                 else:
                     row[name] = body
                     request_header[name] = {"content-type": ""}
-            for raw_name, raw_value in headers:
-                try:
-                    request_header[raw_name.decode()] = raw_value.decode()
-                except UnicodeDecodeError:
-                    request_header[decode_text(raw_name)] = decode_text(raw_value)
+            if headers is not self._last_headers:
+                self._last_headers = headers
+                self._last_texts = _decode_headers(headers)
+            request_header.update(self._last_texts)
             data.append(row)
             processors.append(RequestProcessor(request_header))
         context.request_ids = request_ids
@@ -207,6 +208,16 @@ def _output_failure(request_ids: dict[int, str], complaint: str, message: str) -
         "The handler returned %s (request %s).", complaint, ", ".join(request_ids.values())
     )
     return encode_failure(request_ids, message, 503)
+
+
+def _decode_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    texts = {}
+    for raw_name, raw_value in headers:
+        try:
+            texts[raw_name.decode()] = raw_value.decode()
+        except UnicodeDecodeError:
+            texts[decode_text(raw_name)] = decode_text(raw_value)
+    return texts
 
 
 def decode_text(raw: bytes) -> str:

@@ -27,3 +27,24 @@ def test_an_asynchronous_handler_hears_which_key_it_needs(caplog):
     assert reply.message.startswith("Invalid model predict output")
     assert "asyncCommunication: true" in reply.message
     assert "asyncCommunication: true" in caplog.text
+
+
+def test_requests_that_share_headers_have_headers_of_their_own():
+    shared = [(b"A", b"b"), (b"body", b"of a header")]
+    batch = [PredictRequest(id_, shared, [Part(b"body", b"", b"")]) for id_ in (b"r0", b"r1")]
+    seen = []
+
+    def handle(data, context):
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
+        headers[0]["Mine"] = "1"
+        seen.append(headers)
+        return ["a"] * len(data)
+
+    service = Service("m", "/", None, handle, None, 1)
+    service.predict(batch)
+    service.predict([batch[1]])
+    service.predict([batch[0]._replace(headers=[(b"\xff", b"c")])])
+    plain = {"A": "b", "body": "of a header"}
+    assert seen[0] == [{**plain, "Mine": "1"}, plain]
+    assert seen[1] == [{**plain, "Mine": "1"}]
+    assert seen[2] == [{"body": {"content-type": ""}, "ÿ": "c", "Mine": "1"}]

@@ -86,7 +86,7 @@ class Part(NamedTuple):
 
 
 class PredictRequest(NamedTuple):
-    """One request of a batch.
+    """One request of a batch. Requests may share their headers.
 
     No parts: the question for the handler's own description, or a further round of a request that
     the worker has already seen.
@@ -241,8 +241,8 @@ def is_pong(reply: PredictReply) -> bool:
 _SUCCESS_HEAD = pack_int(200) + encode_field(SUCCESS_MESSAGE.encode())
 _SUCCESS_HEAD_BYTES = len(_SUCCESS_HEAD)
 
-# A longer message is not looked out for again.
-MAX_REMEMBERED_BYTES = 256
+# Longer messages and headers are not looked out for again.
+MAX_REMEMBERED_BYTES = 4096
 
 
 # What lies between id and body where the handler has set nothing: no content type, status 200, no
@@ -512,6 +512,10 @@ class CommandReader:
         self._input = ByteInput()
         self._failure: ProtocolError | None = None
         self._commands = self._parse_commands()
+        # The last headers that were read, and their bytes with the end mark: mostly the next ones
+        # are the same, whoever has sent them.
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._header_bytes = END
         # The body being received, while one is.
         self._body: bytearray | None = None
         self._body_bytes = 0
@@ -643,28 +647,37 @@ class CommandReader:
                 stop = size
             request_id = buffer[position:stop]
 
-            headers: list[tuple[bytes, bytes]] = []
-            (size,) = int_at(buffer, stop)
-            position = stop + 4
-            while size != -1:
-                if not 0 <= size <= limit:
-                    raise length_error("header name", size, limit)
-                stop = position + size
-                if stop + 4 > end:
-                    buffer, position, end = yield from more(buffer, position, size + 4)
-                    stop = size
-                name = buffer[position:stop]
+            if buffer.startswith(self._header_bytes, stop):
+                headers = self._headers
+                position = stop + len(self._header_bytes)
+            else:
+                headers = []
+                start_buffer = buffer
+                start = stop
                 (size,) = int_at(buffer, stop)
                 position = stop + 4
-                if not 0 <= size <= limit:
-                    raise length_error("header value", size, limit)
-                stop = position + size
-                if stop + 4 > end:
-                    buffer, position, end = yield from more(buffer, position, size + 4)
-                    stop = size
-                headers.append((name, buffer[position:stop]))
-                (size,) = int_at(buffer, stop)
-                position = stop + 4
+                while size != -1:
+                    if not 0 <= size <= limit:
+                        raise length_error("header name", size, limit)
+                    stop = position + size
+                    if stop + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, size + 4)
+                        stop = size
+                    name = buffer[position:stop]
+                    (size,) = int_at(buffer, stop)
+                    position = stop + 4
+                    if not 0 <= size <= limit:
+                        raise length_error("header value", size, limit)
+                    stop = position + size
+                    if stop + 4 > end:
+                        buffer, position, end = yield from more(buffer, position, size + 4)
+                        stop = size
+                    headers.append((name, buffer[position:stop]))
+                    (size,) = int_at(buffer, stop)
+                    position = stop + 4
+                if buffer is start_buffer and position - start <= MAX_REMEMBERED_BYTES:
+                    self._headers = headers
+                    self._header_bytes = buffer[start:position]
 
             parts: list[Part] = []
             if position + 4 > end:

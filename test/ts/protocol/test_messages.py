@@ -198,6 +198,30 @@ def test_commands_survive_any_split(commands, cuts):
     assert read_all(reader, reader.next, split(data, cuts)) == [as_bytes(c) for c in commands]
 
 
+few_headers = st.lists(
+    st.tuples(st.sampled_from([b"", b"a", b"bc"]), st.sampled_from([b"", b"d"])), max_size=2
+)
+similar_requests = st.builds(PredictRequest, st.just(b"id"), few_headers, st.just([]))
+
+
+@given(
+    st.lists(st.lists(similar_requests, max_size=4), min_size=1, max_size=6),
+    st.lists(st.integers(0, 2**20)),
+)
+def test_headers_like_the_last_ones_are_read_like_any(commands, cuts):
+    data = b"".join(encode_command(command) for command in commands)
+    reader = CommandReader()
+    assert read_all(reader, reader.next, split(data, cuts)) == [as_bytes(c) for c in commands]
+
+
+def test_equal_headers_are_read_once():
+    request = PredictRequest(b"id", [(b"a", b"b")], [])
+    reader = CommandReader()
+    reader.feed(b"".join(encode_predict([request, request._replace(id=b"other")])))
+    first, second = reader.next()
+    assert second.headers is first.headers
+
+
 @given(st.lists(replies, min_size=1, max_size=3), st.lists(st.integers(0, 2**20)))
 def test_replies_survive_any_split(answers, cuts):
     data = b"".join(b"".join(encode_predict_reply(*answer)) for answer in answers)
