@@ -39,7 +39,7 @@ from ts_frontend.dialects import DIALECTS
 from ts_frontend.dialects.base import Dialect, HttpRoutes, Planes
 from ts_frontend.dialects.errors import answer_error, bare_refusal, transport_error
 from ts_frontend.health import Health
-from ts_frontend.http.access_log import AccessEntry, AccessLog
+from ts_frontend.http.access_log import AccessLog
 from ts_frontend.http.browsers import CorsRouter, guard_from_pages
 from ts_frontend.http.listener import HttpLimits, Listener
 from ts_frontend.http.router import Route, Router
@@ -579,9 +579,7 @@ class Server:
         )
 
     def _log_grpc_call(self, remote: str, method: str, status: int, seconds: float) -> None:
-        self._access_log.append(
-            AccessEntry(remote, "gRPC", method.encode(), "2.0", status, seconds)
-        )
+        self._access_log.note(remote, "gRPC", method.encode(), "2.0", status, seconds)
 
     def _new_planes(self) -> Planes:
         settings = self.settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from ts.protocol.header_block import HeaderBlock
 from ts_frontend.core.errors import InvalidArgument
 from ts_frontend.core.inference import Header
 
@@ -27,6 +28,8 @@ class DeadlineHeaders:
         Raises InvalidArgument for a value that is no whole number.
         """
         shortest = self._shortest
+        if isinstance(headers, HeaderBlock) and headers.name_bytes < shortest:
+            return None
         found: float | None = None
         for name, value in headers:
             if len(name) >= shortest and name.lower() in self._names:

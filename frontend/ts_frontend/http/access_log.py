@@ -1,38 +1,20 @@
 """The access log: one line per answer, written in batches.
 
-The hot path only appends a tuple. Lines are formatted and handed to the writer together, every 100
-ms or 512 entries, whichever is first.
+Lines are handed to the writer together, every 100 ms or 4096 lines, whichever is first: each batch
+wakes the writing thread, which takes its turns from the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 FLUSH_INTERVAL_S = 0.1
-FLUSH_ENTRIES = 512
-
-
-class AccessEntry(NamedTuple):
-    remote: str  # "/127.0.0.1:64003"
-    method: str
-    target: bytes  # as the client sent it
-    version: str
-    status: int
-    seconds: float
-
-
-def format_entry(entry: AccessEntry) -> str:
-    """`/127.0.0.1:53514 "GET /models HTTP/1.1" 200 2`, the time in milliseconds."""
-    remote, method, target, version, status, seconds = entry
-    # The parser lets only printable ASCII through, but entries of other doors may not be so lucky.
-    text = target.decode("ascii", "backslashreplace")
-    return f'{remote} "{method} {text} HTTP/{version}" {status} {int(seconds * 1000)}'
+FLUSH_LINES = 4096
 
 
 class AccessLog:
-    """Collects entries and hands formatted lines to `write`.
+    """Collects lines and hands them to `write`.
 
     write: gets a batch of lines without line ends, in order; runs on the event loop, so it must not
         block for long.
@@ -43,18 +25,27 @@ class AccessLog:
         write: Callable[[Sequence[str]], None],
         *,
         flush_interval_s: float = FLUSH_INTERVAL_S,
-        flush_entries: int = FLUSH_ENTRIES,
+        flush_lines: int = FLUSH_LINES,
     ) -> None:
         self._write = write
         self._flush_interval_s = flush_interval_s
-        self._flush_entries = flush_entries
-        self._entries: list[AccessEntry] = []
+        self._flush_lines = flush_lines
+        self._lines: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def append(self, entry: AccessEntry) -> None:
-        entries = self._entries
-        entries.append(entry)
-        if len(entries) >= self._flush_entries:
+    def note(
+        self, remote: str, method: str, target: bytes, version: str, status: int, seconds: float
+    ) -> None:
+        """`/127.0.0.1:53514 "GET /models HTTP/1.1" 200 2`, the time in milliseconds.
+
+        target: as the client sent it.
+        """
+        # The parser lets only printable ASCII through, but entries of other doors may not be so
+        # lucky.
+        text = target.decode("ascii", "backslashreplace")
+        lines = self._lines
+        lines.append(f'{remote} "{method} {text} HTTP/{version}" {status} {int(seconds * 1000)}')
+        if len(lines) >= self._flush_lines:
             self.flush()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
@@ -65,6 +56,6 @@ class AccessLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        entries, self._entries = self._entries, []
-        if entries:
-            self._write([format_entry(entry) for entry in entries])
+        lines, self._lines = self._lines, []
+        if lines:
+            self._write(lines)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import cast
 
 from ts_frontend.core.errors import ServingError
-from ts_frontend.http.access_log import AccessEntry, AccessLog
+from ts_frontend.http.access_log import AccessLog
 from ts_frontend.http.connection import BodyPlaces, HttpConnection
 from ts_frontend.http.request import (
     HeaderBlocks,
@@ -292,15 +292,9 @@ class Listener:
         if self._on_response is not None:
             self._on_response(status, seconds)
         if self._access_log is not None:
-            entry = (
-                request.remote,
-                request.method,
-                request.target,
-                request.version,
-                status,
-                seconds,
+            self._access_log.note(
+                request.remote, request.method, request.target, request.version, status, seconds
             )
-            self._access_log.append(tuple.__new__(AccessEntry, entry))  # in half the time
 
     def too_large(self, method: bytes, target: bytes) -> tuple[bytes, bytes]:
         """The answer to a body over the limit, for a connection that goes on and for one that ends:

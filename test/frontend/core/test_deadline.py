@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ts.protocol.header_block import HeaderBlock
 from ts_frontend.core.deadline import DeadlineHeaders
 from ts_frontend.core.errors import InvalidArgument
 
@@ -22,6 +23,7 @@ READINGS = [
 @pytest.mark.parametrize(("headers", "seconds"), READINGS)
 def test_reading(headers: list[tuple[bytes, bytes]], seconds: float | None) -> None:
     assert DeadlineHeaders(NAMES).read_s(headers) == seconds
+    assert DeadlineHeaders(NAMES).read_s(HeaderBlock(headers)) == seconds
 
 
 @pytest.mark.parametrize("value", [b"", b"-1", b"1.5", b"2s", b"1" * 13, b"\xb2"])
