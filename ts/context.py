@@ -208,6 +208,15 @@ class Context:
         processor = self._request_processor[idx]
         return processor.get_response_status_code(), processor.get_response_status_phrase()
 
+    def has_plain_response(self, idx: int) -> bool:
+        """Whether the handler has set nothing of the response: no header, status or phrase."""
+        processor = self._request_processor[idx]
+        return (
+            processor._status_code == 200
+            and not processor._reason_phrase
+            and not processor._response_header
+        )
+
     def get_sequence_id(self, idx: int) -> Any:
         return self._request_processor[idx].get_request_property(self.header_key_sequence_id)
 

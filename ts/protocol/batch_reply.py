@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ts.protocol.frames import EMPTY, END, SMALL_INTS, Buffer, encode_field, encode_int, pack_int
-from ts.protocol.messages import LARGE_BODY_BYTES, SUCCESS_MESSAGE
+from ts.protocol.messages import LARGE_BODY_BYTES, PLAIN_ANSWER, SUCCESS_MESSAGE
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,10 @@ def _encode_items(
     else:
         add(_reply_head(code, message))
     criteria = None if context is None else context.stopping_criteria
+    # Others than ours (a test's, for one) need not have it.
+    is_plain = getattr(context, "has_plain_response", None)
+    if ts_stream_next or criteria:
+        is_plain = None
     small = SMALL_INTS
     body: Buffer
     for idx, request_id in req_id_map.items():
@@ -109,6 +113,8 @@ def _encode_items(
             add(encode_int(code))
             add(EMPTY)
             add(EMPTY)
+        elif is_plain is not None and is_plain(idx):
+            add(PLAIN_ANSWER)
         else:
             headers = context.get_response_headers(idx)
             if ts_stream_next or criteria or headers:

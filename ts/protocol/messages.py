@@ -247,8 +247,8 @@ MAX_REMEMBERED_BYTES = 4096
 
 # What lies between id and body where the handler has set nothing: no content type, status 200, no
 # reason phrase, no headers.
-_PLAIN_ANSWER = EMPTY + pack_int(200) + EMPTY + EMPTY
-_PLAIN_ANSWER_BYTES = len(_PLAIN_ANSWER)
+PLAIN_ANSWER = EMPTY + pack_int(200) + EMPTY + EMPTY
+PLAIN_ANSWER_BYTES = len(PLAIN_ANSWER)
 
 # The same of a piece of a stream: one header says that more follows.
 MORE_FOLLOWS = (b"ts_stream_next", b"true")
@@ -389,10 +389,10 @@ class ReplyReader:
                 request_id = buffer[position:stop]
 
                 headers: list[tuple[bytes, bytes]] = []
-                if buffer.startswith(_PLAIN_ANSWER, stop):
+                if buffer.startswith(PLAIN_ANSWER, stop):
                     content_type = reason = b""
                     status = 200
-                    position = stop + _PLAIN_ANSWER_BYTES
+                    position = stop + PLAIN_ANSWER_BYTES
                     if position + 4 > end:
                         buffer, position, end = yield from more(buffer, position, 4)
                     (size,) = int_at(buffer, position)
