@@ -1,6 +1,6 @@
 """The access log: one line per answer, written in batches.
 
-Lines are handed to the writer together, every 100 ms or 4096 lines, whichever is first: each batch
+Lines are handed to the writer together, every 100 ms or 1024 lines, whichever is first: each batch
 wakes the writing thread, which takes its turns from the event loop.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 FLUSH_INTERVAL_S = 0.1
-FLUSH_LINES = 4096
+FLUSH_LINES = 1024
 
 
 class AccessLog:
