@@ -30,9 +30,8 @@ AHEAD_S = 0.001
 MAX_AHEAD = 16
 
 # One that takes longer than that still waits, with its processor or GPU, for the answers to go out
-# and the next batch to come in. It is sent one batch ahead if none of its last `STEADY` took longer
-# than this, and if everybody else would have one to run as well.
-NEXT_S = 0.05
+# and the next batch to come in, and its caches are cold after. It may be sent one batch ahead if so
+# many of its last batches were short.
 STEADY = 32
 
 BATCH_TIME_WEIGHT = 0.2  # of the newest batch in the smoothed batch time
@@ -69,7 +68,7 @@ class BatchWorker(Worker):
         # How long a batch takes, smoothed, and at least; at first nothing is sent ahead.
         self._batch_s = AHEAD_S
         self._least_batch_s = AHEAD_S
-        self._steady = 0  # how many batches in a row took less than NEXT_S
+        self._last_s: deque[float] = deque(maxlen=STEADY)  # how long the last batches took
 
     @property
     def is_busy(self) -> bool:
@@ -94,11 +93,11 @@ class BatchWorker(Worker):
             and (in_flight + 1) * self._least_batch_s < AHEAD_S
         )
 
-    @property
-    def takes_next(self) -> bool:
+    def takes_next(self, longest_s: float) -> bool:
         return (
             len(self._batches) == 1
-            and self._steady >= STEADY
+            and len(self._last_s) == self._last_s.maxlen
+            and max(self._last_s) < longest_s
             and self.state is READY
             and self._session.connection is not None
         )
@@ -191,7 +190,7 @@ class BatchWorker(Worker):
         self._least_batch_s *= LEAST_TIME_GROWTH
         if took_s < self._least_batch_s:
             self._least_batch_s = took_s
-        self._steady = self._steady + 1 if took_s < NEXT_S else 0
+        self._last_s.append(took_s)
         if (times := self.model.queue.times) is not None:
             times.add(len(batch), took_s)
         self._began_s = now_s

@@ -47,6 +47,12 @@ from ts_frontend.workers.worker import Worker
 logger = logging.getLogger(__name__)
 
 
+# The batch after the one that a worker runs may be sent ahead to it where batches take up to so
+# long: another worker cannot run it then, which is late by so much at most.
+NEXT_S = 0.05
+NEXT_ALONE_S = 1.0  # where there is no other
+
+
 class WorkerPool:
     def __init__(
         self,
@@ -228,7 +234,8 @@ class WorkerPool:
             if not takers and queue.is_plain:
                 if len(queue) < queue.policy.size * len(self.workers):
                     return
-                takers = [worker for worker in self.workers if worker.takes_next]
+                longest_s = NEXT_S if len(self.workers) > 1 else NEXT_ALONE_S
+                takers = [worker for worker in self.workers if worker.takes_next(longest_s)]
             if not takers:
                 return
             now_s = monotonic()

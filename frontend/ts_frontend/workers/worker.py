@@ -148,9 +148,10 @@ class Worker:
         """Whether a batch may be sent ahead while it works on others."""
         raise NotImplementedError
 
-    @property
-    def takes_next(self) -> bool:
-        """Whether the batch after the one it works on may be sent ahead, if many more wait."""
+    def takes_next(self, longest_s: float) -> bool:
+        """Whether the batch after the one it works on may be sent ahead, if many more wait and
+        batches take up to so long.
+        """
         return False
 
     @property

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # fakes.py, worker_be
 
 from worker_bench import Bench
 
-from ts_frontend.workers import batch_worker
+from ts_frontend.workers import batch_worker, pool
 
 
 def pytest_asyncio_loop_factories(
@@ -41,7 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def nothing_is_sent_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a worker counts as fast depends on the machine; the tests that mean it say so."""
     monkeypatch.setattr(batch_worker, "AHEAD_S", 0.0)
-    monkeypatch.setattr(batch_worker, "NEXT_S", 0.0)
+    monkeypatch.setattr(pool, "NEXT_S", 0.0)
+    monkeypatch.setattr(pool, "NEXT_ALONE_S", 0.0)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ from ts_frontend.core.job import Job, JobState
 from ts_frontend.core.model import ParallelType
 from ts_frontend.core.worker_state import WorkerState
 from ts_frontend.workers import batch_worker
+from ts_frontend.workers import pool as pool_module
 from ts_frontend.workers.devices import DeviceAllocator
 from ts_frontend.workers.environment import PortAllocator
 from ts_frontend.workers.pool import WorkerPool
@@ -409,7 +410,8 @@ async def test_what_was_sent_ahead_outlives_a_stop_without_grace(
 
 async def steady(bench: Bench, monkeypatch: pytest.MonkeyPatch, workers: int = 1) -> WorkerPool:
     """A pool whose workers are known to take neither very short nor very long."""
-    monkeypatch.setattr(batch_worker, "NEXT_S", 10.0)
+    monkeypatch.setattr(pool_module, "NEXT_S", 10.0)
+    monkeypatch.setattr(pool_module, "NEXT_ALONE_S", 10.0)
     monkeypatch.setattr(batch_worker, "STEADY", 3)
     pool = await bench.serving(workers)
     for _ in range(3):
@@ -437,18 +439,37 @@ async def test_a_steady_worker_is_sent_one_batch_ahead(
     assert [await answer_of(job) for job in jobs[1:]] == [b"1", b"2", b"3"]
 
 
-async def test_one_slow_batch_ends_the_trust_in_a_steady_worker(
+@pytest.mark.parametrize(
+    ("workers", "limit", "ahead"),
+    [(1, "NEXT_ALONE_S", 0), (1, "NEXT_S", 1), (2, "NEXT_S", 0), (2, "NEXT_ALONE_S", 2)],
+)
+async def test_a_worker_is_sent_no_batch_ahead_that_might_wait_too_long(
+    bench: Bench,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    limit: str,
+    ahead: int,
+) -> None:
+    """One that has others beside it keeps a batch from them."""
+    pool = await steady(bench, monkeypatch, workers)
+    monkeypatch.setattr(pool_module, limit, 1e-9)
+    for _ in range(3 * workers):
+        ask(pool)
+    assert sum(worker.in_flight for worker in pool.workers) == workers + ahead
+
+
+async def test_trust_in_a_worker_wants_as_many_batches_as_it_remembers(
     bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = await steady(bench, monkeypatch)
-    script.default = echoes
-    monkeypatch.setattr(batch_worker, "NEXT_S", 0.0)
-    await answer_of(ask(pool))
-    monkeypatch.setattr(batch_worker, "NEXT_S", 10.0)
-    script.default = holds
-    for _ in range(3):
-        ask(pool)
-    assert (pool.workers[0].in_flight, len(pool.model.queue)) == (1, 2)
+    (worker,) = pool.workers
+    ask(pool)
+    assert worker.takes_next(10.0)
+    new_pool = await bench.serving(1)
+    ask(new_pool)
+    assert new_pool.workers[0].in_flight == 1
+    assert not new_pool.workers[0].takes_next(10.0)
 
 
 async def test_steady_workers_are_sent_no_batch_that_another_could_run(
