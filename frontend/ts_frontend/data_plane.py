@@ -8,7 +8,7 @@ from ts_frontend.core.admission import Admission, check_deadline
 from ts_frontend.core.clock import monotonic
 from ts_frontend.core.errors import ErrorKind, NoWorker, QueueFull, ServingError
 from ts_frontend.core.inference import DESCRIBE_HEADER, InferenceRequest
-from ts_frontend.core.job import Command, Job
+from ts_frontend.core.job import PREDICT, Command, Job
 from ts_frontend.core.model import Model, ModelStatus
 from ts_frontend.core.registry import ModelRegistry
 from ts_frontend.core.response_stream import ResponseStream
@@ -72,7 +72,8 @@ class DataPlane:
             if deadline_s is not None:
                 check_deadline(model, workers, deadline_s, monotonic())
             if admission.load is None:
-                job = Job(request, arrived_s, deadline_s=deadline_s, meters=meters)
+                # By position: names cost a dictionary.
+                job = Job(request, arrived_s, PREDICT, deadline_s, meters)
             else:
                 job = admission.load.new_job(request, arrived_s, deadline_s, meters)
             try:

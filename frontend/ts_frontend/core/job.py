@@ -89,7 +89,6 @@ class Job:
         self,
         request: InferenceRequest,
         arrived_s: float,
-        *,
         command: Command = PREDICT,
         deadline_s: float | None = None,
         meters: JobMeters | None = None,

@@ -235,7 +235,6 @@ class HttpRequest:
         target: bytes,
         headers: list[tuple[bytes, bytes]],
         body: Body = b"",
-        *,
         version: str = "1.1",
         keep_alive: bool = True,
         arrived_s: float = 0.0,
@@ -270,16 +269,16 @@ class HttpRequest:
 
     def again(self, body: Body, arrived_s: float) -> HttpRequest:
         """A new request with the same head: what was found out about it need not be again."""
-        request = HttpRequest(
+        request = HttpRequest(  # by position: names cost a dictionary
             self.method,
             self.target,
             self.headers,
             body,
-            version=self.version,
-            keep_alive=self._keep_alive,
-            arrived_s=arrived_s,
-            remote=self.remote,
-            connection=self._connection,
+            self.version,
+            self._keep_alive,
+            arrived_s,
+            self.remote,
+            self._connection,
         )
         request.located = self.located
         request._content_type = self._content_type

@@ -194,7 +194,8 @@ class WorkerPool:
             self._hand_over(batch, worker, now_s)
             if worker.is_busy and not worker.is_full:
                 self._idle.append(worker)
-        self._feed_ahead()
+        if len(queue) >= queue.policy.size:
+            self._feed_ahead()
 
     def _next_idle(self) -> Worker:
         """The one that worked last, since its caches are warm; those that run many requests at once
