@@ -28,6 +28,12 @@ SPIN_VARIABLE = "TS_SPIN_US"
 WAITS_PER_LOOK = 16
 LOOK_WEIGHT = 0.1
 
+# Waits without sleep are for who is asked again and again: nearly all of the last waits were short.
+# Of requests that come at random some follow soon on the last one, and to wait for each of them
+# would cost more than it spares.
+WAIT_WEIGHT = 1 / 8
+MOSTLY = 0.8
+
 # Those who run or want to, ourselves among them, may on average be so many more than there are
 # processors: now and then something short comes in between.
 TOLERANCE = 0.2
@@ -39,7 +45,7 @@ class Wakefulness:
     def __init__(self, longest_s: float, load: ProcessorLoad | None = None) -> None:
         self.longest_s = longest_s
         self._load = load
-        self._came_soon = False
+        self._soon = 0.0  # the share of short waits, of late
 
     @classmethod
     def of_this_machine(cls, longest_s: float) -> Wakefulness:
@@ -49,11 +55,11 @@ class Wakefulness:
 
     def begin_wait(self) -> bool:
         """Whether the wait that begins now is without sleep at first; asked once for each."""
-        return self._came_soon and (self._load is None or self._load.find_free())
+        return self._soon > MOSTLY and (self._load is None or self._load.find_free())
 
     def waited(self, seconds: float) -> None:
         """Told after each wait."""
-        self._came_soon = seconds < self.longest_s
+        self._soon += ((seconds < self.longest_s) - self._soon) * WAIT_WEIGHT
 
 
 class ProcessorLoad:

@@ -425,12 +425,12 @@ class Settings:
         6553500, "Largest part of a worker's answer, in bytes.", minimum=1
     )
     spin_us: int = _key(
-        200,
+        400,
         "How long a worker that is asked again and again stays awake for its next batch, and the "
         "server for the answer of a worker that takes no longer than this, in microseconds, before "
         "they sleep. It spares a small model the time of being woken, and costs up to so much "
-        "processor time a batch. Both sleep all the same while more processes want to run than "
-        "there are processors, and in a container with a limit of processor time. 0: always.",
+        "processor time a batch. Both sleep at once while more processes want to run than there "
+        "are processors, in a container with a limit of processor time, and with 0.",
         minimum=0,
         maximum=10000,
     )

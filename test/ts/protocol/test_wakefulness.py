@@ -12,6 +12,7 @@ from ts.protocol.wakefulness import WAITS_PER_LOOK, ProcessorLoad, Wakefulness
 
 PROCESSORS = 4
 LONGEST_S = 200e-6
+WAITS_TO_LEARN = 13  # the first that leave more than 80 % of short ones: 1 - (7/8)^13
 
 
 class LoadFile:
@@ -46,16 +47,28 @@ def test_nothing_is_known_before_the_first_wait() -> None:
     assert not Wakefulness(LONGEST_S).begin_wait()
 
 
-@pytest.mark.parametrize(("waited_s", "awake"), [(20e-6, 99), (LONGEST_S, 0), (1.0, 0)])
-def test_awake_after_a_short_wait_only(waited_s: float, awake: int) -> None:
+@pytest.mark.parametrize(
+    ("waited_s", "awake"), [(20e-6, 100 - WAITS_TO_LEARN), (LONGEST_S, 0), (1.0, 0)]
+)
+def test_awake_after_short_waits_only(waited_s: float, awake: int) -> None:
     assert wait_often(Wakefulness(LONGEST_S), 100, waited_s) == awake
 
 
-def test_one_short_wait_is_enough_and_one_long_one_too() -> None:
+def test_a_long_wait_now_and_then_does_not_matter() -> None:
     wakefulness = Wakefulness(LONGEST_S)
-    wakefulness.waited(1e-6)
+    wait_often(wakefulness, 100)
+    wakefulness.waited(1.0)
     assert wakefulness.begin_wait()
     wakefulness.waited(1.0)
+    assert not wakefulness.begin_wait()
+
+
+def test_asleep_where_every_second_wait_is_long() -> None:
+    wakefulness = Wakefulness(LONGEST_S)
+    wait_often(wakefulness, 100)
+    for _ in range(20):
+        wakefulness.waited(1.0)
+        wakefulness.waited(1e-6)
     assert not wakefulness.begin_wait()
 
 
@@ -68,7 +81,7 @@ def test_never_where_the_setting_is_0() -> None:
 def test_sleeps_while_more_want_to_run_than_there_are_processors(load_file: LoadFile) -> None:
     wakefulness = Wakefulness(LONGEST_S, ProcessorLoad(load_file.descriptor, PROCESSORS))
     load_file.say(PROCESSORS)
-    assert wait_often(wakefulness, 100) == 99
+    assert wait_often(wakefulness, 100) == 100 - WAITS_TO_LEARN
     load_file.say(PROCESSORS + 2)
     wait_often(wakefulness, 10 * WAITS_PER_LOOK)
     assert wait_often(wakefulness, 100) == 0

@@ -50,7 +50,8 @@ def command(number: int) -> bytes:
 
 def awake(longest_s: float) -> Wakefulness:
     wakefulness = Wakefulness(longest_s)
-    wakefulness.waited(0.0)
+    for _ in range(100):
+        wakefulness.waited(0.0)
     assert wakefulness.begin_wait()
     return wakefulness
 
@@ -84,11 +85,11 @@ def test_waits_asleep_where_nothing_is_set(frontend, monkeypatch: pytest.MonkeyP
 
 def test_stays_awake_for_what_comes_soon(frontend) -> None:
     ours, theirs = frontend
-    connection = FrontendConnection(theirs, wakefulness=Wakefulness(LONG_S))
+    connection = FrontendConnection(theirs, wakefulness=awake(LONG_S))
     poll = connection._arrival = CountingPoll(theirs)
     receive_while_asked(connection, poll, ours, 3)
-    assert poll.sleeps == 1  # the first: nothing was known yet
-    assert poll.looks >= 2
+    assert poll.sleeps == 0
+    assert poll.looks >= 3
 
 
 def test_sleeps_again_after_a_silence(frontend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +105,10 @@ def test_sleeps_again_after_a_silence(frontend, monkeypatch: pytest.MonkeyPatch)
         return looked(timeout_ms)
 
     monkeypatch.setattr(poll, "poll", slow_poll)
-    (request,) = connection.receive_command()
-    assert request.id == b"%036d" % 1
-    assert poll.sleeps == 1
+    for sleeps in (1, 2):
+        (request,) = connection.receive_command()
+        assert request.id == b"%036d" % 1
+        assert poll.sleeps == sleeps
     assert not wakefulness.begin_wait()
 
 
