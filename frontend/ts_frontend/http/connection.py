@@ -11,7 +11,7 @@ whatever is fed is parsed, and what a client may make us keep is bounded by feed
 * the rest of a large body of known length is not fed at all, but read from the socket straight into
   its place (`_PlaceReader`);
 * nor is a small request whose head is, byte for byte, one that the parser has read on this
-  connection twice already: the same bytes mean the same (`_again`).
+  connection twice already: the same bytes mean the same (`_learn_head`).
 
 Requests that were parsed wait in `_parsed`; `_pump` starts them one after the other. Answers go out
 through `HttpRequest`, which calls `answered` when it is done. A fault of the client (`_fault`) is
