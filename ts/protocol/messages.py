@@ -389,19 +389,16 @@ class ReplyReader:
                 request_id = buffer[position:stop]
 
                 headers: list[tuple[bytes, bytes]] = []
+                plain_bytes = 0
                 if buffer.startswith(PLAIN_ANSWER, stop):
-                    content_type = reason = b""
-                    status = 200
-                    position = stop + PLAIN_ANSWER_BYTES
-                    if position + 4 > end:
-                        buffer, position, end = yield from more(buffer, position, 4)
-                    (size,) = int_at(buffer, position)
-                    position += 4
+                    plain_bytes = PLAIN_ANSWER_BYTES
                 elif buffer.startswith(_PLAIN_PIECE, stop):
+                    plain_bytes = _PLAIN_PIECE_BYTES
+                    headers = PIECE_HEADERS
+                if plain_bytes:
                     content_type = reason = b""
                     status = 200
-                    headers = PIECE_HEADERS
-                    position = stop + _PLAIN_PIECE_BYTES
+                    position = stop + plain_bytes
                     if position + 4 > end:
                         buffer, position, end = yield from more(buffer, position, 4)
                     (size,) = int_at(buffer, position)
